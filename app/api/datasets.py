@@ -1,0 +1,152 @@
+"""/v1/datasets: image sets, uploaded as one archive and streamed."""
+
+import tempfile
+from io import BytesIO
+from typing import Annotated, Any, BinaryIO
+
+from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from pydantic import BaseModel, Field
+
+from app.api.dependencies import After, Lethe, Limit, Page, moment, need, paged
+from app.deployment import Deployment
+from app.errors import Conflict, NotFound, TooLarge, UnsupportedMedia
+from app.privacy import purge
+from app.records import dataset as datasets
+from app.records import model as models
+from app.records.api_key import ApiKey
+from app.records.dataset import Dataset, Role
+from app.registration import register_dataset, scratch
+from app.submission import read_index
+
+router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
+ARCHIVES = ("application/zip", "application/x-zip-compressed", "application/x-tar", "application/gzip", "application/octet-stream")
+Name = Annotated[str | None, Query(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+Writer = Annotated[ApiKey, Depends(need("datasets:write"))]
+Reader = Annotated[ApiKey, Depends(need("datasets:read"))]
+
+
+class DatasetOut(BaseModel):
+    id: str
+    name: str | None = Field(description="Null for role forget.")
+    role: Role
+    labels: list[str] = Field(description="Class names in label order; empty for role forget, whose names stay sealed.")
+    count: int = Field(description="Number of images.")
+    bytes: int = Field(description="Stored size after lossless re-encoding.")
+    sealed: bool = Field(description="Encrypted under a key of its own (role forget).")
+    adopted_by: str | None = Field(description="The request that a sealed set belongs to.")
+    created_at: str
+    purged_at: str | None
+
+
+@router.post(
+    "",
+    status_code=201,
+    response_model=DatasetOut,
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in ARCHIVES},
+        }
+    },
+)
+async def upload(request: Request, response: Response, lethe: Lethe, key: Writer, role: Role, name: Name = None) -> dict[str, Any]:
+    """Upload an image set: the body is a zip, tar or tar.gz imagefolder (one folder per label, or
+    `metadata.jsonl`/`metadata.csv` with `file_name` and `label`). Images are re-encoded without metadata. A set of
+    role `forget` is sealed before anything reaches the disk, has no name, and is purged after 24 hours unless a
+    request adopts it."""
+    if request.headers.get("content-type", "").split(";")[0] not in ARCHIVES:
+        raise UnsupportedMedia("a zip or tar archive, sent as " + ", ".join(ARCHIVES))
+    limit = lethe.settings.max_forget_bytes if role == Role.FORGET else lethe.settings.max_upload_bytes
+    with BytesIO() if role == Role.FORGET else tempfile.TemporaryFile(dir=scratch(lethe)) as body:
+        await receive(request, body, limit)
+        dataset_id = await run_in_threadpool(register_dataset, lethe, body, role, name, key.actor)
+    response.headers["Location"] = f"/v1/datasets/{dataset_id}"
+    return await run_in_threadpool(_one, lethe, dataset_id, key)
+
+
+async def receive(request: Request, body: BinaryIO, limit: int) -> int:
+    """The request's body into a file, in pieces; TooLarge as soon as it passes the limit."""
+    if int(request.headers.get("content-length", "0") or 0) > limit:
+        raise TooLarge("body", limit)
+    size = 0
+    async for piece in request.stream():
+        size += len(piece)
+        if size > limit:
+            raise TooLarge("body", limit)
+        await run_in_threadpool(body.write, piece)
+    body.seek(0)
+    return size
+
+
+@router.get("", response_model=Page)
+def list_datasets(
+    request: Request, response: Response, lethe: Lethe, key: Reader, limit: Limit = 50, after: After = None, role: Role | None = None
+) -> dict[str, Any]:
+    """Data sets, newest first. Forget sets of other keys are not shown."""
+    owner = None if "requests:admin" in key.scopes else key.actor
+    with lethe.store.read() as session:
+        found = datasets.page(session, owner=owner, role=role, after=after, limit=limit + 1)
+    page = paged(found, limit, lambda dataset: dataset.id, request, response)
+    return {**page, "data": [_out(dataset) for dataset in page["data"]]}
+
+
+@router.get("/{name}", response_model=DatasetOut)
+def get_dataset(name: str, lethe: Lethe, key: Reader) -> dict[str, Any]:
+    """One data set, by id or name."""
+    return _one(lethe, name, key)
+
+
+@router.get("/{name}/samples", response_model=Page)
+def list_samples(
+    name: str, request: Request, response: Response, lethe: Lethe, key: Reader, limit: Limit = 200, after: After = None
+) -> dict[str, Any]:
+    """Ids and labels of a registered set's samples, in order: what a request may name. Not for forget sets."""
+    dataset = _find(lethe, name, key)
+    if dataset.sealed:
+        raise NotFound("sample list")
+    index = read_index(lethe, dataset)
+    first = int(after) if after and after.isdigit() else 0
+    found = [
+        {"position": first + at, "id": sample["id"], "label": index["labels"][sample["label"]]}
+        for at, sample in enumerate(index["samples"][first : first + limit + 1])
+    ]
+    return paged(found, limit, lambda sample: str(sample["position"] + 1), request, response)
+
+
+@router.delete("/{name}", status_code=204)
+def delete_dataset(name: str, lethe: Lethe, key: Writer) -> None:
+    """Erase a set: its key, if sealed, then its bytes. Refused while a model or a request uses it."""
+    dataset = _find(lethe, name, key)
+    with lethe.store.read() as session:
+        used = models.uses_dataset(session, dataset.id) or datasets.used_by_request(session, dataset.id)
+    if used:
+        raise Conflict("A model or a request uses this data set.", code="dataset-in-use")
+    purge.purge_dataset(lethe.store, lethe.keyring, lethe.blobs, dataset, "deleted by its owner")
+
+
+def _find(lethe: Deployment, name: str, key: ApiKey) -> Dataset:
+    with lethe.store.read() as session:
+        dataset = datasets.find(session, name)
+    if dataset is None or (dataset.sealed and dataset.created_by != key.actor and "requests:admin" not in key.scopes):
+        raise NotFound("data set")
+    return dataset
+
+
+def _one(lethe: Deployment, name: str, key: ApiKey) -> dict[str, Any]:
+    return _out(_find(lethe, name, key))
+
+
+def _out(dataset: Dataset) -> dict[str, Any]:
+    return {
+        "id": dataset.id,
+        "name": dataset.name,
+        "role": dataset.role,
+        "labels": dataset.labels,
+        "count": dataset.count,
+        "bytes": dataset.bytes,
+        "sealed": dataset.sealed,
+        "adopted_by": dataset.adopted_by,
+        "created_at": moment(dataset.created_at),
+        "purged_at": moment(dataset.purged_at),
+    }

@@ -1,0 +1,71 @@
+"""What routes ask for: the deployment, the caller's key with a scope, a page."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+from fastapi import Depends, Query, Request, Response
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from pydantic import BaseModel, Field
+
+from app.deployment import Deployment
+from app.errors import Forbidden, Unauthorized
+from app.records import api_key as api_keys
+from app.records.api_key import ApiKey
+
+_bearer = HTTPBearer(auto_error=False, description="An API key: `Authorization: Bearer lethe_...`")
+
+
+def get_lethe(request: Request) -> Deployment:
+    lethe: Deployment = request.app.state.lethe
+    return lethe
+
+
+Lethe = Annotated[Deployment, Depends(get_lethe)]
+
+
+def get_key(lethe: Lethe, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> ApiKey:
+    if credentials is None:
+        raise Unauthorized("Send your key as `Authorization: Bearer lethe_...`.")
+    with lethe.store.read() as session:
+        key = api_keys.verify(session, lethe.pepper, credentials.credentials)
+    if key is None:
+        raise Unauthorized("This key is unknown, expired or revoked.")
+    return key
+
+
+def need(scope: str) -> Callable[..., ApiKey]:
+    """A dependency that gives the caller's key if it has `scope`."""
+
+    def key_with_scope(key: Annotated[ApiKey, Depends(get_key)]) -> ApiKey:
+        if scope not in key.scopes:
+            raise Forbidden(scope)
+        return key
+
+    return key_with_scope
+
+
+class Page(BaseModel):
+    """One page of a list. `next` is the cursor for `after`; null on the last page."""
+
+    data: list[Any]
+    has_more: bool
+    next: str | None = Field(description="Pass as `after` to get the next page.")
+
+
+Limit = Annotated[int, Query(ge=1, le=200, description="Most items on a page.")]
+After = Annotated[str | None, Query(description="Cursor: `next` of the page before.", max_length=64)]
+
+
+def paged(items: list[Any], limit: int, cursor: Callable[[Any], str], request: Request, response: Response) -> dict[str, Any]:
+    """`items` were asked for with limit + 1: the extra one says that there is more."""
+    shown, more = items[:limit], len(items) > limit
+    following = cursor(shown[-1]) if more else None
+    if following is not None:
+        response.headers["Link"] = f'<{request.url.include_query_params(after=following)}>; rel="next"'
+    return {"data": shown, "has_more": more, "next": following}
+
+
+def moment(seconds: float | None) -> str | None:
+    """RFC 3339 in UTC."""
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")

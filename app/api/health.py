@@ -1,0 +1,40 @@
+"""/healthz, /readyz and /v1/catalog: what a load balancer and a newcomer ask first."""
+
+from typing import Any
+
+from fastapi import APIRouter
+from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
+
+from app import migration
+from app.api.dependencies import Lethe
+from app.catalog_view import catalogue
+from app.errors import Unavailable
+
+router = APIRouter()
+
+
+@router.get("/healthz", tags=["health"])
+def healthz() -> dict[str, str]:
+    """The process answers."""
+    return {"status": "ok"}
+
+
+@router.get("/readyz", tags=["health"])
+def readyz(lethe: Lethe) -> dict[str, Any]:
+    """The database answers and has the newest schema; else 503."""
+    try:
+        with lethe.store.read() as session:
+            session.execute(text("SELECT 1"))
+        present = migration.present(lethe.store)
+    except SQLAlchemyError:
+        raise Unavailable("The database") from None
+    if present != migration.newest():
+        raise Unavailable("The database's schema is old: run `lethe migrate`. It")
+    return {"status": "ready", "schema": present}
+
+
+@router.get("/v1/catalog", tags=["catalog"])
+def get_catalog() -> dict[str, Any]:
+    """Methods with their hyper-parameters, families and metrics: what a request may name."""
+    return catalogue()

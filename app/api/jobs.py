@@ -1,0 +1,79 @@
+"""/v1/jobs: the work behind a request, and what it tells while it runs."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request, Response
+from pydantic import BaseModel, Field
+
+from app.api.dependencies import After, Lethe, Limit, Page, moment, need, paged
+from app.deployment import Deployment
+from app.errors import NotFound
+from app.records import job as jobs
+from app.records import job_event
+from app.records.api_key import ApiKey
+from app.records.request import Request as DeletionRequest
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+Reader = Annotated[ApiKey, Depends(need("requests:read"))]
+
+
+class JobOut(BaseModel):
+    id: str
+    request: str
+    status: jobs.Status
+    stage: str | None = Field(description="loading, unlearning, evaluating or registering, while it runs.")
+    progress: dict[str, Any] = Field(description="step, total and seconds_left of the stage.")
+    attempts: int = Field(description="How many leases it has had.")
+    crashes: int
+    cancel_requested: bool
+    error: dict[str, Any] | None
+    deadline: str
+    created_at: str
+    started_at: str | None
+    finished_at: str | None
+
+
+@router.get("/{job_id}", response_model=JobOut)
+def get_job(job_id: str, response: Response, lethe: Lethe, key: Reader) -> dict[str, Any]:
+    """One job."""
+    job = _find(lethe, job_id, key)
+    if job.status in (jobs.Status.QUEUED, jobs.Status.RUNNING):
+        response.headers["Retry-After"] = "1"
+    return {
+        "id": job.id,
+        "request": job.request_id,
+        "status": job.status,
+        "stage": job.stage,
+        "progress": job.progress,
+        "attempts": job.lease_token,
+        "crashes": job.crashes,
+        "cancel_requested": job.cancel_requested,
+        "error": job.error,
+        "deadline": moment(job.deadline),
+        "created_at": moment(job.created_at),
+        "started_at": moment(job.started_at),
+        "finished_at": moment(job.finished_at),
+    }
+
+
+@router.get("/{job_id}/events", response_model=Page)
+def list_events(
+    job_id: str, request: Request, response: Response, lethe: Lethe, key: Reader, limit: Limit = 100, after: After = None
+) -> dict[str, Any]:
+    """Events in order, numbered without gaps. `after` is the number of the last one you have."""
+    job = _find(lethe, job_id, key)
+    with lethe.store.read() as session:
+        first = int(after) if after and after.isdigit() and len(after) < 16 else 0
+        found = job_event.page(session, job.id, after=first, limit=limit + 1)
+    page = paged(found, limit, lambda event: str(event.seq), request, response)
+    events = [{"seq": event.seq, "at": moment(event.at), "kind": event.kind, "data": event.data} for event in page["data"]]
+    return {**page, "data": events}
+
+
+def _find(lethe: Deployment, job_id: str, key: ApiKey) -> jobs.Job:
+    with lethe.store.read() as session:
+        job = session.get(jobs.Job, job_id)
+        request = session.get(DeletionRequest, job.request_id) if job else None
+    if job is None or request is None or (request.created_by != key.actor and "requests:admin" not in key.scopes):
+        raise NotFound("job")
+    return job

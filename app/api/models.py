@@ -1,0 +1,210 @@
+"""/v1/models and /v1/uploads: base networks, the sets that judge them, and their policy."""
+
+import tempfile
+from typing import Annotated, Any, BinaryIO, Literal
+
+from fastapi import APIRouter, Depends, Header, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from pydantic import BaseModel, ConfigDict, Field
+
+from app.api.datasets import ARCHIVES, receive
+from app.api.dependencies import After, Lethe, Limit, Page, moment, need, paged
+from app.deployment import Deployment
+from app.errors import LetheError, NotFound, PreconditionFailed, Refused, UnsupportedMedia
+from app.recipe import check_evaluation, check_policy
+from app.records import checkpoint as checkpoints
+from app.records import model as models
+from app.records import upload as uploads
+from app.records.api_key import ApiKey
+from app.records.base import new_id
+from app.records.model import Model
+from app.records.upload import Upload
+from app.registration import NewModel, register_model, resolve_sets, scratch
+
+router = APIRouter(prefix="/v1", tags=["models"])
+Writer = Annotated[ApiKey, Depends(need("models:write"))]
+Reader = Annotated[ApiKey, Depends(need("models:read"))]
+Slug = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+
+
+class ThresholdIn(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    metric: str
+    rule: Literal["at_least", "at_most", "drop_at_most", "share_of_before"]
+    value: float = Field(allow_inf_nan=False)
+
+
+class Source(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    upload: str | None = Field(None, description="Id from POST /v1/uploads.")
+    path: str | None = Field(None, description="Folder on the server, under one of LETHE_MODEL_ROOTS.")
+
+
+class ModelIn(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    name: Slug
+    family: str = Field(description="See GET /v1/catalog.")
+    source: Source
+    train: str | None = Field(None, description="Data set that the network was trained on, by id or name.")
+    retain: str | None = Field(None, description="Data set to keep; a request needs one.")
+    test: str | None = Field(None, description="Data set that the network never saw.")
+    judge: str | None = Field(None, description="Registered image_classifier that judges generated images.")
+    policy: dict[str, list[ThresholdIn]] = Field({}, description="Thresholds by kind of forgetting; else the family's defaults.")
+    evaluation: dict[str, Any] = Field({}, description="How outputs are produced for the report; else the family's defaults.")
+
+
+class ModelPatch(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    train: str | None = None
+    retain: str | None = None
+    test: str | None = None
+    judge: str | None = None
+    policy: dict[str, list[ThresholdIn]] | None = None
+    evaluation: dict[str, Any] | None = None
+
+
+class ModelOut(BaseModel):
+    id: str
+    name: str
+    family: str
+    labels: list[str]
+    train: str | None
+    retain: str | None
+    test: str | None
+    judge: str | None
+    policy: dict[str, Any]
+    evaluation: dict[str, Any]
+    head: int = Field(description="Number of the newest released checkpoint: the parent of the next version.")
+    created_at: str
+
+
+class UploadOut(BaseModel):
+    id: str
+    bytes: int
+
+
+@router.post(
+    "/uploads",
+    status_code=201,
+    response_model=UploadOut,
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in ARCHIVES},
+        }
+    },
+)
+async def upload(request: Request, lethe: Lethe, key: Writer) -> dict[str, Any]:
+    """Upload a model directory (config and safetensors) as a zip or tar; name its id in POST /v1/models within a day."""
+    if request.headers.get("content-type", "").split(";")[0] not in ARCHIVES:
+        raise UnsupportedMedia("a zip or tar archive, sent as " + ", ".join(ARCHIVES))
+    record = Upload(id=new_id("up"), created_by=key.actor)
+    with tempfile.TemporaryFile(dir=scratch(lethe)) as body:
+        record.bytes = await receive(request, body, lethe.settings.max_upload_bytes)
+        await run_in_threadpool(_keep, lethe, record, body)
+    return {"id": record.id, "bytes": record.bytes}
+
+
+@router.post("/models", status_code=201, response_model=ModelOut)
+def register(body: ModelIn, response: Response, lethe: Lethe, key: Writer) -> dict[str, Any]:
+    """Register a base model as version 1. Only safetensors and known configs are accepted; the config must match
+    the weights and name a class of the family; every data set's labels must be the model's."""
+    policy = {kind: [threshold.model_dump() for threshold in thresholds] for kind, thresholds in body.policy.items()}
+    new = NewModel(
+        name=body.name,
+        family=body.family,
+        upload=body.source.upload,
+        path=body.source.path,
+        train=body.train,
+        retain=body.retain,
+        test=body.test,
+        judge=body.judge,
+        policy=policy,
+        evaluation=body.evaluation,
+    )
+    model_id = register_model(lethe, new, key.actor)
+    response.headers["Location"] = f"/v1/models/{body.name}"
+    return _one(lethe, model_id, response)
+
+
+@router.get("/models", response_model=Page)
+def list_models(request: Request, response: Response, lethe: Lethe, key: Reader, limit: Limit = 50, after: After = None) -> dict[str, Any]:
+    """Registered models, newest first."""
+    with lethe.store.read() as session:
+        found = models.page(session, after=after, limit=limit + 1)
+        heads = {model.id: checkpoints.head(session, model.id).number for model in found}
+    page = paged(found, limit, lambda model: model.id, request, response)
+    return {**page, "data": [_out(model, heads[model.id]) for model in page["data"]]}
+
+
+@router.get("/models/{name}", response_model=ModelOut)
+def get_model(name: str, response: Response, lethe: Lethe, key: Reader) -> dict[str, Any]:
+    """One model, by id or name. The ETag is for If-Match on PATCH."""
+    return _one(lethe, name, response)
+
+
+@router.patch("/models/{name}", response_model=ModelOut)
+def change_model(
+    name: str, body: ModelPatch, response: Response, lethe: Lethe, key: Writer, if_match: Annotated[str | None, Header()] = None
+) -> dict[str, Any]:
+    """Change the sets, the judge, the policy or the evaluation. Needs If-Match with the model's ETag."""
+    if if_match is None:
+        raise LetheError("Send If-Match with the model's ETag.", code="precondition-required", status=428)
+    sent = body.model_fields_set
+    with lethe.store.read() as session:
+        model = _find(session, name)
+    changes: dict[str, Any] = resolve_sets(
+        lethe, model.labels, {role: getattr(body, role) for role in ("train", "retain", "test")}, body.judge
+    )
+    changes |= {f"{field}_id": None for field in ("train", "retain", "test", "judge") if field in sent and getattr(body, field) is None}
+    if body.policy is not None:
+        policy = {kind: [threshold.model_dump() for threshold in thresholds] for kind, thresholds in body.policy.items()}
+        changes["policy"] = check_policy(model.family, policy)
+    if body.evaluation is not None:
+        changes["evaluation"] = check_evaluation(model.family, body.evaluation)
+    if not changes:
+        raise Refused("empty-change", "body", "It changes nothing.", "Name a field to change.")
+    with lethe.store.write() as session:
+        model = _find(session, name)
+        if if_match.strip('"') != str(model.revision):
+            raise PreconditionFailed
+        models.change(session, model, changes, key.actor)
+    return _one(lethe, name, response)
+
+
+def _keep(lethe: Deployment, record: Upload, body: BinaryIO) -> None:
+    lethe.blobs.put(record.blob, iter(lambda: body.read(1 << 20), b""))
+    with lethe.store.write() as session:
+        uploads.add(session, record)
+
+
+def _find(session: Any, name: str) -> Model:
+    model = models.find(session, name)
+    if model is None:
+        raise NotFound("model")
+    return model
+
+
+def _one(lethe: Deployment, name: str, response: Response) -> dict[str, Any]:
+    with lethe.store.read() as session:
+        model = _find(session, name)
+        head = checkpoints.head(session, model.id).number
+    response.headers["ETag"] = f'"{model.revision}"'
+    return _out(model, head)
+
+
+def _out(model: Model, head: int) -> dict[str, Any]:
+    return {
+        "id": model.id,
+        "name": model.name,
+        "family": model.family,
+        "labels": model.labels,
+        "train": model.train_id,
+        "retain": model.retain_id,
+        "test": model.test_id,
+        "judge": model.judge_id,
+        "policy": model.policy,
+        "evaluation": model.evaluation,
+        "head": head,
+        "created_at": moment(model.created_at),
+    }

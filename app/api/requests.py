@@ -1,0 +1,222 @@
+"""/v1/requests: deletion requests: post, follow, cancel, retry."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, BackgroundTasks, Depends, Query, Request, Response
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
+
+from app.api.dependencies import After, Lethe, Limit, Page, moment, need, paged
+from app.deployment import Deployment
+from app.errors import NotFound
+from app.privacy import purge
+from app.privacy.sealing import KeyGone
+from app.queue import ring
+from app.records import checkpoint as checkpoints
+from app.records import job as jobs
+from app.records import model as models
+from app.records import request as requests
+from app.records.api_key import ApiKey
+from app.records.model import Model
+from app.records.request import Status
+from app.submission import Wish, retry, submit, unsealed
+
+router = APIRouter(prefix="/v1/requests", tags=["requests"])
+Poster = Annotated[ApiKey, Depends(need("requests:create"))]
+Reader = Annotated[ApiKey, Depends(need("requests:read"))]
+
+
+class Forget(BaseModel):
+    """What to forget: an uploaded set of role forget, samples of a registered set, or a class label."""
+
+    model_config = ConfigDict(extra="forbid")
+    dataset: str | None = Field(None, description="Id of an uploaded forget set; or, with samples or class_label, the registered set to choose from (default: the model's train set, else its retain set).")
+    samples: list[str] | None = Field(None, min_length=1, max_length=1_000_000, description="Sample ids, see GET /v1/datasets/{name}/samples.")
+    class_label: str | None = Field(None, max_length=200, description="A label of the model.")
+
+    @model_validator(mode="after")
+    def one_way(self) -> "Forget":
+        if self.samples is not None and self.class_label is not None:
+            raise ValueError("give samples or class_label, not both")
+        if self.samples is None and self.class_label is None and self.dataset is None:
+            raise ValueError("give dataset, samples or class_label")
+        return self
+
+
+class RequestIn(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"model": "digits", "concept": "three", "forget": {"class_label": "3"}, "method": "salun"}]},
+    )
+    model: str = Field(description="Name or id of a registered model.")
+    concept: str | None = Field(None, max_length=500, description="What this is about. Sealed; shown only to keys with requests:concept.")
+    forget: Forget
+    method: str = Field("salun", description="See GET /v1/catalog.")
+    recipe: dict[str, Any] = Field({}, description="Hyper-parameters; the family's defaults for the rest.")
+    seed: int = Field(0, ge=0, lt=2**53)
+    reference: str | None = Field(None, description="Registered model that was retrained without the forget set: the report's target.")
+    external_id: str | None = Field(None, max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]*$", description="Your own id. Not a name: it is stored in plain.")
+    requested_at: AwareDatetime | None = Field(None, description="When the person asked; default now.")
+    due_at: AwareDatetime | None = Field(None, description="Until when it must be done; default 30 days after requested_at. The nearest deadline runs first.")
+
+
+class JobBrief(BaseModel):
+    id: str
+    status: jobs.Status
+    stage: str | None
+
+
+class RequestOut(BaseModel):
+    id: str
+    status: Status
+    reason: str | None = Field(description="A code, where the status needs one: worker_lost, threshold_missed, out_of_memory, ...")
+    model: str
+    external_id: str | None
+    concept: str | None = Field(description="Null without the scope requests:concept.")
+    forget_kind: str
+    forget_count: int
+    method: str
+    recipe: dict[str, Any] = Field(description="Resolved: every hyper-parameter.")
+    seed: int
+    reference: str | None
+    jobs: list[JobBrief]
+    checkpoint: int | None = Field(description="Number of the version that this request made.")
+    requested_at: str
+    due_at: str
+    created_at: str
+    finished_at: str | None
+    forget_set_purged_at: str | None
+
+
+@router.post("", status_code=202, response_model=RequestOut)
+def post_request(body: RequestIn, background: BackgroundTasks, response: Response, lethe: Lethe, key: Poster) -> dict[str, Any]:
+    """Ask that a model forget. 202: the request is stored and queued; poll `Location`. Refusals store nothing."""
+    wish = Wish(
+        model=body.model,
+        concept=body.concept,
+        dataset=body.forget.dataset,
+        samples=body.forget.samples,
+        class_label=body.forget.class_label,
+        method=body.method,
+        recipe=body.recipe,
+        seed=body.seed,
+        reference=body.reference,
+        external_id=body.external_id,
+        requested_at=body.requested_at.timestamp() if body.requested_at else None,
+        due_at=body.due_at.timestamp() if body.due_at else None,
+    )
+    request_id = submit(lethe, wish, key.actor, "requests:admin" in key.scopes)
+    background.add_task(ring, lethe.celery)
+    return _accepted(lethe, request_id, response, key)
+
+
+@router.get("", response_model=Page)
+def list_requests(
+    request: Request,
+    response: Response,
+    lethe: Lethe,
+    key: Reader,
+    limit: Limit = 50,
+    after: After = None,
+    status: Status | None = None,
+    model: Annotated[str | None, Query(max_length=100)] = None,
+    external_id: Annotated[str | None, Query(max_length=200)] = None,
+) -> dict[str, Any]:
+    """Requests, newest first: one's own, or everybody's with the scope requests:admin."""
+    owner = None if "requests:admin" in key.scopes else key.actor
+    with lethe.store.read() as session:
+        named = models.find(session, model) if model else None
+        if model and named is None:
+            raise NotFound("model")
+        found = requests.page(
+            session,
+            owner=owner,
+            after=after,
+            limit=limit + 1,
+            status=status,
+            model_id=named.id if named else None,
+            external_id=external_id,
+        )
+    page = paged(found, limit, lambda each: each.id, request, response)
+    return {**page, "data": [_out(lethe, each, key, concept=False) for each in page["data"]]}
+
+
+@router.get("/{request_id}", response_model=RequestOut)
+def get_request(request_id: str, response: Response, lethe: Lethe, key: Reader) -> dict[str, Any]:
+    """One request, its jobs and its version."""
+    found = _find(lethe, request_id, key)
+    if found.status in (Status.QUEUED, Status.RUNNING):
+        response.headers["Retry-After"] = "1"
+    return _out(lethe, found, key)
+
+
+@router.post("/{request_id}/cancel", status_code=202, response_model=RequestOut)
+def cancel_request(request_id: str, response: Response, lethe: Lethe, key: Poster) -> dict[str, Any]:
+    """Cancel: at once while queued; a running job stops within seconds and its device is free. Ended requests: 409."""
+    found = _find(lethe, request_id, key)
+    with lethe.store.write() as session:
+        if found.status not in (Status.QUEUED, Status.RUNNING):
+            requests.move(session, found.id, Status.CANCELLED, key.actor)  # raises: it has ended
+        job = jobs.of_request(session, found.id)[-1]
+        job = jobs.ask_to_cancel(session, job.id, key.actor)
+    if job.status == jobs.Status.CANCELLED:
+        purge.after_job(lethe.store, lethe.keyring, lethe.blobs, job.id, lethe.settings)
+    return _accepted(lethe, found.id, response, key)
+
+
+@router.post("/{request_id}/retry", status_code=202, response_model=RequestOut)
+def retry_request(request_id: str, background: BackgroundTasks, response: Response, lethe: Lethe, key: Poster) -> dict[str, Any]:
+    """Queue a failed request again, as a new job. 409 when it did not fail or its forget set was purged."""
+    retry(lethe, _find(lethe, request_id, key), key.actor)
+    background.add_task(ring, lethe.celery)
+    return _accepted(lethe, request_id, response, key)
+
+
+def _accepted(lethe: Deployment, request_id: str, response: Response, key: ApiKey) -> dict[str, Any]:
+    response.headers["Location"] = f"/v1/requests/{request_id}"
+    response.headers["Retry-After"] = "1"
+    return _out(lethe, _find(lethe, request_id, key), key)
+
+
+def _find(lethe: Deployment, request_id: str, key: ApiKey) -> requests.Request:
+    with lethe.store.read() as session:
+        found = session.get(requests.Request, request_id)
+    if found is None or (found.created_by != key.actor and "requests:admin" not in key.scopes):
+        raise NotFound("request")
+    return found
+
+
+def _out(lethe: Deployment, request: requests.Request, key: ApiKey, concept: bool = True) -> dict[str, Any]:
+    with lethe.store.read() as session:
+        model = session.get_one(Model, request.model_id)
+        reference = session.get(Model, request.reference_id) if request.reference_id else None
+        work = jobs.of_request(session, request.id)
+        made = checkpoints.of_request(session, request.id)
+    return {
+        "id": request.id,
+        "status": request.status,
+        "reason": request.reason,
+        "model": model.name,
+        "external_id": request.external_id,
+        "concept": _concept(lethe, request) if concept and "requests:concept" in key.scopes else None,
+        "forget_kind": request.forget_kind,
+        "forget_count": request.forget_count,
+        "method": request.method,
+        "recipe": request.recipe,
+        "seed": request.seed,
+        "reference": reference.name if reference else None,
+        "jobs": [{"id": job.id, "status": job.status, "stage": job.stage} for job in work],
+        "checkpoint": made[-1].number if made else None,
+        "requested_at": moment(request.requested_at),
+        "due_at": moment(request.due_at),
+        "created_at": moment(request.created_at),
+        "finished_at": moment(request.finished_at),
+        "forget_set_purged_at": moment(request.purged_at),
+    }
+
+
+def _concept(lethe: Deployment, request: requests.Request) -> str | None:
+    try:
+        concept: str | None = unsealed(lethe, request)["concept"]
+    except KeyGone:
+        return None
+    return concept

@@ -1,0 +1,55 @@
+"""The catalogue as JSON, for GET /v1/catalog and `lethe catalog --json` alike."""
+
+from typing import Any
+
+from app.catalog import FAMILIES, METHODS, METRICS, Parameter
+
+
+def catalogue() -> dict[str, Any]:
+    return {
+        "methods": [
+            {
+                "name": name,
+                "title": method.title,
+                "source": method.source,
+                "families": list(method.families),
+                "parameters": {key: _parameter(parameter, method.families) for key, parameter in method.parameters.items()},
+            }
+            for name, method in METHODS.items()
+        ],
+        "families": [
+            {
+                "name": name,
+                "title": family.title,
+                "library": family.library,
+                "classes": list(family.classes),
+                "forget_kinds": list(family.forget_kinds),
+                "evaluation": {key: _parameter(parameter, (name,)) for key, parameter in family.evaluation.items()},
+                "default_policy": {kind: [vars(each) for each in thresholds] for kind, thresholds in family.default_policy.items()},
+            }
+            for name, family in FAMILIES.items()
+        ],
+        "metrics": [
+            {
+                "name": name,
+                "title": metric.title,
+                "families": list(metric.families),
+                "direction": metric.direction,
+                "unit": metric.unit,
+                "definition": metric.definition,
+            }
+            for name, metric in METRICS.items()
+        ],
+    }
+
+
+def _parameter(parameter: Parameter, families: tuple[str, ...]) -> dict[str, Any]:
+    return {
+        "kind": parameter.kind,
+        "default": {family: parameter.default_for(family) for family in families},
+        "minimum": parameter.minimum,
+        "maximum": parameter.maximum,
+        "exclusive_minimum": parameter.exclusive_minimum,
+        "choices": list(parameter.choices),
+        "description": parameter.description,
+    }

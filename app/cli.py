@@ -1,0 +1,269 @@
+"""The `lethe` command: run a deployment, or talk to one."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import uvicorn
+from rich.console import Console
+from rich.table import Table
+
+from app import logs, migration
+from app.catalog_view import catalogue
+from app.client import Lethe, Problem
+from app.deployment import deploy
+from app.display import Watcher, show_report
+from app.embedded import run_embedded, wait_for_dependencies
+from app.records import api_key as api_keys
+from app.records.session import Store
+from app.settings import Settings, settings
+
+console = Console()
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
+
+
+class Commands(click.Group):
+    """Turns refusals into one line and exit status 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except Problem as problem:
+            Console(stderr=True).print(f"[red]{problem.document.get('title', 'Refused')}[/]: {problem}", highlight=False)
+            sys.exit(1)
+        except OSError as error:
+            Console(stderr=True).print(f"[red]{type(error).__name__}[/]: {error}", highlight=False)
+            sys.exit(1)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """Make models forget, on request, with proof. LETHE_URL and LETHE_KEY name the server and your key."""
+    logs.configure()
+
+
+@main.command()
+@click.option("--data", type=click.Path(path_type=Path), help="Folder for everything Lethe keeps (default .lethe).")
+@click.option("--port", type=int, help="Port to listen on (default 8765).")
+def up(data: Path | None, port: int | None) -> None:
+    """Server, worker and runner on this machine, with nothing else installed. Ctrl-C drains and ends them."""
+    if data is not None:
+        os.environ["LETHE_DATA"] = str(data)
+    if port is not None:
+        os.environ["LETHE_PORT"] = str(port)
+    sys.exit(run_embedded(Settings()))
+
+
+@main.command()
+def serve() -> None:
+    """The server alone. It waits for its database."""
+    wait_for_dependencies(settings(), schema=True)
+    uvicorn.run("app.main:create_app", factory=True, host=settings().host, port=settings().port, log_level="info")
+
+
+@main.command()
+@click.option("--name", default="", help="Celery node name, when one host runs several workers.")
+def work(name: str) -> None:
+    """One GPU worker with its warm runner. It waits for its database and broker."""
+    wait_for_dependencies(settings(), schema=True)
+    node = ["-n", name] if name else []
+    os.execv(sys.executable, [sys.executable, "-m", "celery", "-q", "-A", "worker.celery_app", "worker", "-l", "warning", "-Q", "gpu", *node])
+
+
+@main.command()
+def migrate() -> None:
+    """Bring the database to the newest schema."""
+    wait_for_dependencies(settings(), schema=False)
+    store = Store(settings().database)
+    click.echo(f"schema {migration.upgrade(store)}")
+    store.close()
+
+
+@main.command("key")
+@click.option("--name", default="admin", help="A name to know it by.")
+@click.option("--role", type=click.Choice(["admin", "requester"]), default="admin")
+def make_key(name: str, role: str) -> None:
+    """Make an API key on the server's own machine and print it once."""
+    from_disk = deploy(settings())
+    with from_disk.store.write() as session:
+        click.echo(api_keys.issue(session, from_disk.pepper, name=name, role=role, actor="operator")[1])
+
+
+@main.command()
+@json_option
+def catalog(as_json: bool) -> None:
+    """Installed methods, families and metrics; needs no server."""
+    found = catalogue()
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return
+    table = Table("method", "families", "source")
+    for method in found["methods"]:
+        table.add_row(method["name"], ", ".join(method["families"]), method["source"])
+    console.print(table)
+    console.print("metrics:", ", ".join(metric["name"] for metric in found["metrics"]))
+
+
+@main.group()
+def models() -> None:
+    """Registered models."""
+
+
+@models.command("register")
+@click.argument("directory", type=click.Path(exists=True, path_type=Path))
+@click.option("--name", required=True)
+@click.option("--family", required=True, help="See `lethe catalog`.")
+@click.option("--train", help="Data set it was trained on.")
+@click.option("--retain", help="Data set to keep.")
+@click.option("--test", help="Data set it never saw.")
+@click.option("--judge", help="Registered classifier that judges generated images.")
+@json_option
+def register(directory: Path, name: str, family: str, train: str, retain: str, test: str, judge: str, as_json: bool) -> None:
+    """Upload a Hugging Face directory (config and safetensors) and register it."""
+    with Lethe() as lethe:
+        model = lethe.register_model(directory, name, family, train=train, retain=retain, test=test, judge=judge)
+    click.echo(json.dumps(model, indent=2) if as_json else f"{model['name']} is registered as version {model['head']}")
+
+
+@models.command("list")
+@json_option
+def list_models(as_json: bool) -> None:
+    """All models."""
+    with Lethe() as lethe:
+        found = list(lethe.pages("/v1/models"))
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return
+    table = Table("model", "family", "head", "labels")
+    for model in found:
+        table.add_row(model["name"], model["family"], str(model["head"]), str(len(model["labels"])))
+    console.print(table)
+
+
+@main.command()
+@click.argument("source", type=click.Path(exists=True, path_type=Path))
+@click.option("--role", type=click.Choice(["forget", "retain", "train", "test"]), required=True)
+@click.option("--name", help="Needed but for role forget, which has none.")
+@json_option
+def upload(source: Path, role: str, name: str | None, as_json: bool) -> None:
+    """Upload an imagefolder (a folder or an archive) as a data set."""
+    with Lethe() as lethe:
+        dataset = lethe.upload_dataset(source, role, name)
+    click.echo(json.dumps(dataset, indent=2) if as_json else f"{dataset['id']}: {dataset['count']} images")
+
+
+@main.command()
+@click.argument("model")
+@click.option("--concept", help="What this is about; sealed.")
+@click.option("--class-label", help="A label of the model.")
+@click.option("--dataset", help="Id of an uploaded forget set.")
+@click.option("--sample", "samples", multiple=True, help="Id of a sample of the train set; repeat.")
+@click.option("--method", default="salun", show_default=True)
+@click.option("--set", "settings_", multiple=True, metavar="NAME=VALUE", help="A hyper-parameter; repeat.")
+@click.option("--seed", default=0)
+@click.option("--reference", help="Registered model, retrained without the forget set.")
+@click.option("--wait/--no-wait", default=False, help="Watch it to its end.")
+@json_option
+def request(model: str, concept: str, class_label: str, dataset: str, samples: tuple[str, ...], method: str,
+            settings_: tuple[str, ...], seed: int, reference: str, wait: bool, as_json: bool) -> None:
+    """Ask that MODEL forget a class, samples or an uploaded forget set."""
+    forget = {"class_label": class_label, "dataset": dataset, "samples": list(samples) or None}
+    recipe = {name: _value(text) for name, _, text in (pair.partition("=") for pair in settings_)}
+    with Lethe() as lethe:
+        posted = lethe.request(
+            model, {key: value for key, value in forget.items() if value is not None},
+            concept=concept, method=method, recipe=recipe, seed=seed, reference=reference,
+        )  # fmt: skip
+        if wait:
+            _watch(lethe, posted["id"], as_json)
+        else:
+            click.echo(json.dumps(posted, indent=2) if as_json else f"{posted['id']} {posted['status']}")
+
+
+@main.command()
+@click.argument("request_id")
+@json_option
+def watch(request_id: str, as_json: bool) -> None:
+    """Follow a request to its end. Exit status 0 only when it completed."""
+    with Lethe() as lethe:
+        _watch(lethe, request_id, as_json)
+
+
+@main.command("requests")
+@click.option("--status")
+@click.option("--model")
+@json_option
+def list_requests(status: str | None, model: str | None, as_json: bool) -> None:
+    """Deletion requests, newest first."""
+    with Lethe() as lethe:
+        found = list(lethe.pages("/v1/requests", status=status, model=model))
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return
+    table = Table("request", "status", "model", "method", "forgets", "version", "due")
+    for each in found:
+        forgets = f"{each['forget_count']} by {each['forget_kind']}"
+        version = "" if each["checkpoint"] is None else str(each["checkpoint"])
+        table.add_row(each["id"], each["status"], each["model"], each["method"], forgets, version, each["due_at"][:10])
+    console.print(table)
+
+
+@main.command()
+@click.argument("request_id")
+@json_option
+def report(request_id: str, as_json: bool) -> None:
+    """What was measured for a request: before, after, target, threshold, n, verdict."""
+    with Lethe() as lethe:
+        found = lethe.call("GET", f"/v1/requests/{request_id}")
+        if found["checkpoint"] is None:
+            raise click.ClickException(f"The request is {found['status']} and has no version yet.")
+        document = lethe.report(found["model"], found["checkpoint"])
+    if as_json:
+        click.echo(json.dumps(document, indent=2))
+    else:
+        show_report(console, document)
+
+
+@main.command()
+@click.argument("request_id")
+@json_option
+def cancel(request_id: str, as_json: bool) -> None:
+    """Cancel a request that has not ended."""
+    with Lethe() as lethe:
+        asked = lethe.call("POST", f"/v1/requests/{request_id}/cancel")
+    click.echo(json.dumps(asked, indent=2) if as_json else f"{asked['id']} {asked['status']}")
+
+
+@main.command()
+@click.argument("version", metavar="MODEL[:NUMBER]")
+@click.argument("target", type=click.Path(path_type=Path))
+@click.option("--reason", help="Needed for superseded and quarantined versions; kept in the history.")
+@json_option
+def pull(version: str, target: Path, reason: str | None, as_json: bool) -> None:
+    """Download a version (default: head) into TARGET, checked by digest."""
+    model, _, number = version.partition(":")
+    with Lethe() as lethe, Watcher(Console(stderr=True)) as watcher:
+        lethe.pull(model, number or "head", target, reason, on_bytes=watcher.bytes)
+    click.echo(json.dumps({"path": str(target)}) if as_json else f"{version} is in {target}")
+
+
+def _watch(lethe: Lethe, request_id: str, as_json: bool) -> None:
+    with Watcher(Console(stderr=True)) as watcher:
+        done = lethe.wait(request_id, watcher.event)
+    click.echo(json.dumps(done, indent=2) if as_json else f"{done['id']} {done['status']} {done['reason'] or ''}".strip())
+    if done["status"] != "completed":
+        sys.exit(1)
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,185 @@
+"""The Python client: what the CLI, the demo and the tests use to talk to a server.
+
+    lethe = Lethe("http://127.0.0.1:8765", key="lethe_...")
+    request = lethe.request("digits", forget={"class_label": "3"}, concept="three")
+    done = lethe.wait(request["id"])
+    lethe.pull("digits", done["checkpoint"], Path("digits-2"))
+"""
+
+import hashlib
+import io
+import os
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import httpx
+
+ENDED = ("completed", "evaluation_failed", "failed", "cancelled")
+
+
+class Problem(Exception):
+    """The server refused: the problem document's parts."""
+
+    def __init__(self, document: dict[str, Any]) -> None:
+        super().__init__(document.get("detail") or document.get("title") or "the server refused")
+        self.document = document
+        self.status = int(document.get("status", 0))
+        self.type = str(document.get("type", ""))
+
+
+class Lethe:
+    """A connection to one server. Use it as a context manager, or call `close`."""
+
+    def __init__(self, url: str | None = None, key: str | None = None, timeout: float = 60.0) -> None:
+        address = url or os.environ.get("LETHE_URL", "http://127.0.0.1:8765")
+        token = key or os.environ.get("LETHE_KEY", "")
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self.http = httpx.Client(base_url=address, headers=headers, timeout=timeout)
+
+    def __enter__(self) -> "Lethe":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.http.close()
+
+    def call(self, method: str, path: str, **options: Any) -> Any:
+        """One request; the answer's JSON. Raises Problem for every refusal."""
+        response = self.http.request(method, path, **options)
+        _raise_for(response)
+        return response.json() if response.content else None
+
+    def pages(self, path: str, after: str | None = None, **filters: Any) -> Iterator[dict[str, Any]]:
+        """Every item of a list, page by page, from the cursor `after` on."""
+        while True:
+            given = {name: value for name, value in {**filters, "after": after}.items() if value is not None}
+            page = self.call("GET", path, params=given)
+            yield from page["data"]
+            if not page["has_more"]:
+                return
+            after = page["next"]
+
+    def upload_dataset(self, source: Path | bytes, role: str, name: str | None = None) -> dict[str, Any]:
+        """A folder (packed on the way), an archive, or an archive's bytes."""
+        params = {"role": role} | ({"name": name} if name else {})
+        with _archive(source) as body:
+            answer: dict[str, Any] = self.call(
+                "POST", "/v1/datasets", params=params, content=_pieces(body), headers={"Content-Type": "application/octet-stream"}
+            )
+        return answer
+
+    def register_model(self, source: Path, name: str, family: str, **options: Any) -> dict[str, Any]:
+        """Upload a model directory and register it. Options: train, retain, test, judge, policy, evaluation."""
+        with _archive(source) as body:
+            upload = self.call("POST", "/v1/uploads", content=_pieces(body), headers={"Content-Type": "application/octet-stream"})
+        given = {key: value for key, value in options.items() if value is not None}
+        document = {"name": name, "family": family, "source": {"upload": upload["id"]}, **given}
+        answer: dict[str, Any] = self.call("POST", "/v1/models", json=document)
+        return answer
+
+    def request(self, model: str, forget: dict[str, Any], **options: Any) -> dict[str, Any]:
+        """Post a deletion request. Options: concept, method, recipe, seed, reference, external_id, due_at, ..."""
+        given = {key: value for key, value in options.items() if value is not None}
+        answer: dict[str, Any] = self.call("POST", "/v1/requests", json={"model": model, "forget": forget, **given})
+        return answer
+
+    def wait(
+        self, request_id: str, on_event: Callable[[dict[str, Any]], None] = lambda event: None, poll: float = 0.3
+    ) -> dict[str, Any]:
+        """Follow a request to its end, handing each event of its newest job to `on_event`."""
+        seen: dict[str, int] = {}
+        while True:
+            request: dict[str, Any] = self.call("GET", f"/v1/requests/{request_id}")
+            job = request["jobs"][-1]["id"]
+            for event in self.pages(f"/v1/jobs/{job}/events", after=str(seen.get(job, 0))):
+                seen[job] = event["seq"]
+                on_event(event)
+            if request["status"] in ENDED:
+                return request
+            time.sleep(poll)
+
+    def report(self, model: str, number: int | str) -> dict[str, Any]:
+        answer: dict[str, Any] = self.call("GET", f"/v1/models/{model}/checkpoints/{number}/report")
+        return answer
+
+    def picture(self, model: str, number: int, picture: str) -> bytes:
+        response = self.http.get(f"/v1/models/{model}/checkpoints/{number}/pictures/{picture}")
+        _raise_for(response)
+        return response.content
+
+    def pull(
+        self,
+        model: str,
+        number: int | str,
+        target: Path,
+        reason: str | None = None,
+        on_bytes: Callable[[int, int], None] = lambda done, total: None,
+    ) -> Path:
+        """Download a version into the folder `target`, each file checked by its SHA-256. A partial file is resumed."""
+        checkpoint = self.call("GET", f"/v1/models/{model}/checkpoints/{number}")
+        base = f"/v1/models/{model}/checkpoints/{checkpoint['number']}/files"
+        total, done = sum(file["size"] for file in checkpoint["files"]), 0
+        for file in checkpoint["files"]:
+            path = target / file["path"]
+            if not path.resolve().is_relative_to(target.resolve()):
+                raise ValueError("the server named a file outside the target folder")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            for size in self._fetch(f"{base}/{file['path']}", path, file["sha256"], reason):
+                on_bytes(done + size, total)
+            done += file["size"]
+        return target
+
+    def _fetch(self, url: str, path: Path, sha256: str, reason: str | None) -> Iterator[int]:
+        partial = path.with_name(path.name + ".part")
+        have = partial.stat().st_size if partial.exists() else 0
+        headers = {"Range": f"bytes={have}-", "If-Range": f'"{sha256}"'} if have else {}
+        with self.http.stream("GET", url, params={"reason": reason} if reason else {}, headers=headers) as response:
+            if response.status_code == 416:
+                have = 0
+                partial.unlink()
+            if response.is_error:
+                response.read()
+                _raise_for(response)
+            with partial.open("ab" if response.status_code == 206 else "wb") as file:
+                for piece in response.iter_bytes(1 << 20):
+                    file.write(piece)
+                    yield file.tell()
+        with partial.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != sha256:
+            partial.unlink()
+            raise ValueError(f"{path.name}: the bytes that arrived do not have the server's SHA-256; pull again")
+        partial.replace(path)
+
+
+def _raise_for(response: httpx.Response) -> None:
+    if not response.is_error:
+        return
+    kind = response.headers.get("content-type", "")
+    document = response.json() if "json" in kind else {"status": response.status_code, "detail": response.reason_phrase}
+    raise Problem(document)
+
+
+def _archive(source: Path | bytes) -> BinaryIO:
+    """An open zip: of a folder, packed now; an archive file as it is; or bytes."""
+    if isinstance(source, bytes):
+        return io.BytesIO(source)
+    if source.is_file():
+        return source.open("rb")
+    packed = tempfile.TemporaryFile()  # noqa: SIM115  (the caller closes it)
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:
+        for path in sorted(path for path in source.rglob("*") if path.is_file()):
+            archive.write(path, path.relative_to(source).as_posix())
+    packed.seek(0)
+    return packed
+
+
+def _pieces(body: BinaryIO) -> Iterator[bytes]:
+    while piece := body.read(1 << 20):
+        yield piece

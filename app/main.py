@@ -1,0 +1,44 @@
+"""The server on one screen: `create_app`, its routes and what runs beside them."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+from app.api import checkpoints, datasets, health, history, jobs, keys, models, problems, requests
+from app.deployment import Deployment, deploy
+from app.settings import settings
+from app.sweeper import Sweeper
+
+ABOUT = """Ask a model to forget, and get a new version with evidence.
+
+1. `POST /v1/datasets` the retain, train and test sets, `POST /v1/uploads` a model directory, `POST /v1/models`.
+2. `POST /v1/requests` what to forget; poll the `Location` until the status is completed, evaluation_failed, failed or
+   cancelled; follow the job's `/events` meanwhile.
+3. `GET /v1/models/{name}/checkpoints/{number}/report`, then `/archive` or `/files/{path}`.
+
+Every route needs `Authorization: Bearer <key>` but for the health routes and the catalogue. Every error is an
+`application/problem+json` document (RFC 9457) with a stable `type`, `errors[]` naming field, rule and remedy, and the
+`request_id` that the server's log has. Lists are paged by cursor: pass `next` as `after`.
+"""
+
+
+def create_app(lethe: Deployment | None = None) -> FastAPI:
+    """The ASGI application; `uvicorn --factory app.main:create_app`."""
+    deployment = lethe or deploy(settings())
+
+    @asynccontextmanager
+    async def run(app: FastAPI) -> AsyncIterator[None]:
+        sweeper = Sweeper(deployment)
+        sweeper.start()
+        yield
+        sweeper.stop()
+        deployment.store.close()
+
+    app = FastAPI(title="Lethe", version="0.1.0", description=ABOUT, lifespan=run)
+    app.state.lethe = deployment
+    problems.install(app)
+    app.add_middleware(problems.RequestId)
+    for resource in (datasets, models, checkpoints, requests, jobs, history, keys, health):
+        app.include_router(resource.router)
+    return app

@@ -1,0 +1,89 @@
+"""Which samples are to be forgotten and which are kept: the one rule by which D_f and D_r never meet.
+
+D_r is the registered retain set without every image whose keyed digest of decoded pixels occurs in the forget set or
+on a tombstone of the model. Used by the server, to refuse at POST, and again by the worker when the job starts.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from app.errors import Refused
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Positions in the forget source's and the retain set's index, and the forgotten samples' keyed digests."""
+
+    forget: list[int]
+    retain: list[int]
+    fingerprints: set[str]
+
+
+def select(
+    source: dict[str, Any], retain: dict[str, Any], what: dict[str, Any], tombstones: set[str]
+) -> Selection:
+    """`source` and `retain` are dataset indexes; `what` is the unsealed request: ids, label, or neither (all)."""
+    samples = source["samples"]
+    forget = list(range(len(samples)))
+    if what.get("ids") is not None:
+        forget = _by_id(samples, what["ids"])
+    elif what.get("label") is not None:
+        number = label_number(source["labels"], what["label"])
+        forget = [at for at in forget if samples[at]["label"] == number]
+    fingerprints = {samples[at]["fingerprint"] for at in forget}
+    gone = fingerprints | tombstones
+    label = what.get("label")
+    kept = [
+        at
+        for at, sample in enumerate(retain["samples"])
+        if sample["fingerprint"] not in gone and (label is None or retain["labels"][sample["label"]] != label)
+    ]
+    return Selection(forget, kept, fingerprints)
+
+
+def check(selection: Selection) -> None:
+    """Refuse an empty forget set and one that leaves nothing to keep."""
+    if not selection.forget:
+        raise Refused("empty-forget-set", "forget", "It selects no sample.", "Name samples or a label that the set has.")
+    if not selection.retain:
+        raise Refused(
+            "nothing-retained",
+            "forget",
+            "It covers the whole retain set, so nothing would be left to keep.",
+            "Name fewer samples, or register a larger retain set.",
+        )
+
+
+def label_number(labels: list[str], label: str) -> int:
+    if label not in labels:
+        raise Refused("unknown-label", "forget.class_label", "The model has no such label.", "See GET /v1/models/{name}.")
+    return labels.index(label)
+
+
+def label_map(labels: list[str], model_labels: list[str], field: str, secret: bool = False) -> list[int]:
+    """The model's label number for each of a set's labels: by name, or by number where the name is one."""
+    numbers = []
+    for position, label in enumerate(labels):
+        if label in model_labels:
+            numbers.append(model_labels.index(label))
+        elif label.isdigit() and int(label) < len(model_labels):
+            numbers.append(int(label))
+        else:
+            name = f"label {position}" if secret else f"label {label!r}"
+            raise Refused(
+                "unknown-label",
+                field,
+                f"The model has no {name} of this set.",
+                f"The model knows {len(model_labels)} labels; name the folders after them or their numbers.",
+            )
+    return numbers
+
+
+def _by_id(samples: list[dict[str, Any]], ids: list[str]) -> list[int]:
+    position = {sample["id"]: at for at, sample in enumerate(samples)}
+    unknown = sum(1 for sample_id in ids if sample_id not in position)
+    if unknown:
+        raise Refused(
+            "unknown-samples", "forget.samples", f"{unknown} of {len(ids)} ids are not in the set.", "See its sample list."
+        )
+    return sorted({position[sample_id] for sample_id in ids})

@@ -1,0 +1,35 @@
+"""The database: one file per table, with its statuses, transitions and queries. Imported whole for Alembic."""
+
+from app.records import (
+    api_key,
+    checkpoint,
+    dataset,
+    history,
+    intent,
+    job,
+    job_event,
+    leader,
+    model,
+    outbox,
+    request,
+    tombstone,
+    upload,
+)
+from app.records.base import Record
+
+__all__ = [
+    "Record",
+    "api_key",
+    "checkpoint",
+    "dataset",
+    "history",
+    "intent",
+    "job",
+    "job_event",
+    "leader",
+    "model",
+    "outbox",
+    "request",
+    "tombstone",
+    "upload",
+]

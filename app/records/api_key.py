@@ -1,0 +1,101 @@
+"""Who may call: API keys, of which only a keyed digest is kept.
+
+A key reads `lethe_<id>_<secret>`; the id finds the row, the secret (128 bits) is compared by HMAC in constant time.
+"""
+
+import hashlib
+import hmac
+import secrets
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Mapped, Session, mapped_column
+
+from app.records import history
+from app.records.base import Record, now
+
+SCOPES = {
+    "datasets:read": "list and read data sets",
+    "datasets:write": "upload and delete data sets",
+    "models:read": "list and read models and checkpoints, download released weights",
+    "models:write": "register models and change their policy",
+    "checkpoints:superseded": "download checkpoints that a completed request superseded, or that are quarantined",
+    "requests:create": "post deletion requests, and cancel or retry one's own",
+    "requests:read": "read requests and jobs",
+    "requests:concept": "read the concept that a request names",
+    "requests:admin": "see and cancel everybody's requests",
+    "history:read": "read the history of all requests",
+    "keys:write": "make and revoke keys",
+}
+ROLES: dict[str, tuple[str, ...]] = {
+    "admin": tuple(SCOPES),
+    "requester": ("datasets:read", "datasets:write", "models:read", "requests:create", "requests:read"),
+}
+
+
+class ApiKey(Record):
+    __tablename__ = "api_keys"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    role: Mapped[str]
+    scopes: Mapped[list[Any]]
+    digest: Mapped[str]
+    created_at: Mapped[float]
+    expires_at: Mapped[float | None]
+    revoked_at: Mapped[float | None]
+
+    @property
+    def actor(self) -> str:
+        return f"key:{self.id}"
+
+
+def issue(
+    session: Session, pepper: bytes, *, name: str, role: str, actor: str, expires_at: float | None = None
+) -> tuple[ApiKey, str]:
+    """Make a key of a role. Returns the record and the key's text, which is never stored."""
+    key_id, secret = secrets.token_hex(6), secrets.token_hex(16)
+    key = ApiKey(
+        id=key_id,
+        name=name,
+        role=role,
+        scopes=list(ROLES[role]),
+        digest=_digest(pepper, secret),
+        created_at=session.scalar(select(now())),
+        expires_at=expires_at,
+        revoked_at=None,
+    )
+    session.add(key)
+    history.write(session, actor, "key.issued", f"key:{key_id}", details={"role": role})
+    return key, f"lethe_{key_id}_{secret}"
+
+
+def verify(session: Session, pepper: bytes, text: str) -> ApiKey | None:
+    """The live key that `text` is, or None."""
+    parts = text.split("_")
+    if len(parts) != 3 or parts[0] != "lethe":
+        return None
+    key = session.get(ApiKey, parts[1])
+    digest = _digest(pepper, parts[2])
+    if key is None or not hmac.compare_digest(key.digest, digest):
+        return None
+    clock = session.scalar(select(now())) or 0.0
+    expired = key.expires_at is not None and key.expires_at <= clock
+    return None if expired or key.revoked_at is not None else key
+
+
+def revoke(session: Session, key: ApiKey, actor: str) -> None:
+    key.revoked_at = key.revoked_at or session.scalar(select(now()))
+    history.write(session, actor, "key.revoked", f"key:{key.id}")
+
+
+def any_admin(session: Session) -> bool:
+    return session.scalar(select(ApiKey.id).where(ApiKey.role == "admin", ApiKey.revoked_at.is_(None)).limit(1)) is not None
+
+
+def every(session: Session) -> list[ApiKey]:
+    return list(session.scalars(select(ApiKey).order_by(ApiKey.created_at, ApiKey.id)))
+
+
+def _digest(pepper: bytes, secret: str) -> str:
+    return hmac.new(pepper, secret.encode(), hashlib.sha256).hexdigest()

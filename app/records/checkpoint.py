@@ -1,0 +1,88 @@
+"""Versions of a model's weights. Immutable but for their status; the newest released one is the head.
+
+released: met its policy. quarantined: missed it, weights kept. superseded: was released, but a request that
+completed later means that it still remembers someone.
+"""
+
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import ForeignKey, UniqueConstraint, func, select, update
+from sqlalchemy.orm import Mapped, Session, mapped_column
+
+from app.records import history
+from app.records.base import Record, now
+
+
+class Status(StrEnum):
+    RELEASED = "released"
+    QUARANTINED = "quarantined"
+    SUPERSEDED = "superseded"
+
+
+class Checkpoint(Record):
+    __tablename__ = "checkpoints"
+    __table_args__ = (UniqueConstraint("model_id", "number"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    model_id: Mapped[str] = mapped_column(ForeignKey("models.id"))
+    number: Mapped[int]
+    parent_id: Mapped[str | None] = mapped_column(ForeignKey("checkpoints.id"))
+    job_id: Mapped[str | None] = mapped_column(unique=True)  # at most one checkpoint per job
+    request_id: Mapped[str | None] = mapped_column(index=True)
+    status: Mapped[str]
+    pack: Mapped[str | None] = mapped_column(index=True)
+    manifest: Mapped[str]  # blob name
+    digest: Mapped[str]
+    changes: Mapped[dict[str, Any]]  # tensors and elements changed, bytes added and full
+    report: Mapped[dict[str, Any]]
+    created_at: Mapped[float]
+
+
+def add(session: Session, checkpoint: Checkpoint, actor: str) -> None:
+    """Number it and store it, in the caller's transaction."""
+    last = session.scalar(select(func.max(Checkpoint.number)).where(Checkpoint.model_id == checkpoint.model_id))
+    checkpoint.number = (last or 0) + 1
+    checkpoint.created_at = session.scalar(select(now())) or 0.0
+    session.add(checkpoint)
+    session.flush()
+    details = {"number": checkpoint.number, "status": checkpoint.status, "digest": checkpoint.digest}
+    history.write(session, actor, "checkpoint.registered", checkpoint.id, checkpoint.request_id, details)
+
+
+def head(session: Session, model_id: str) -> Checkpoint:
+    """The newest released checkpoint: the parent of the next version."""
+    query = select(Checkpoint).where(Checkpoint.model_id == model_id, Checkpoint.status == Status.RELEASED)
+    return session.scalars(query.order_by(Checkpoint.number.desc()).limit(1)).one()
+
+
+def supersede_before(session: Session, checkpoint: Checkpoint, actor: str) -> None:
+    """A completed request: every earlier released checkpoint of the model still remembers the person."""
+    earlier = session.scalars(
+        select(Checkpoint).where(
+            Checkpoint.model_id == checkpoint.model_id,
+            Checkpoint.number < checkpoint.number,
+            Checkpoint.status == Status.RELEASED,
+        )
+    ).all()
+    for old in earlier:
+        session.execute(update(Checkpoint).where(Checkpoint.id == old.id).values(status=Status.SUPERSEDED))
+        history.write(session, actor, "checkpoint.superseded", old.id, checkpoint.request_id, {"number": old.number})
+
+
+def find(session: Session, model_id: str, number: int) -> Checkpoint | None:
+    return session.scalar(select(Checkpoint).where(Checkpoint.model_id == model_id, Checkpoint.number == number))
+
+
+def of_model(session: Session, model_id: str) -> list[Checkpoint]:
+    return list(session.scalars(select(Checkpoint).where(Checkpoint.model_id == model_id).order_by(Checkpoint.number)))
+
+
+def of_request(session: Session, request_id: str) -> list[Checkpoint]:
+    query = select(Checkpoint).where(Checkpoint.request_id == request_id).order_by(Checkpoint.number)
+    return list(session.scalars(query))
+
+
+def uses_blob(session: Session, blob: str) -> bool:
+    named = (Checkpoint.pack == blob) | (Checkpoint.manifest == blob)
+    return session.scalar(select(Checkpoint.id).where(named).limit(1)) is not None

@@ -1,0 +1,105 @@
+"""Uploaded image sets. A set of role forget is sealed under a key of its own and has no plain name or labels."""
+
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import select, update
+from sqlalchemy.orm import Mapped, Session, mapped_column
+
+from app.records import history
+from app.records.base import Record, changed, now
+from app.records.request import Request, Status
+
+
+class Role(StrEnum):
+    FORGET = "forget"
+    RETAIN = "retain"
+    TRAIN = "train"
+    TEST = "test"
+
+
+class Dataset(Record):
+    __tablename__ = "datasets"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str | None] = mapped_column(unique=True)  # none for role forget: a name may be personal data
+    role: Mapped[str]
+    labels: Mapped[list[Any]]  # empty for role forget: they stay in the sealed index
+    count: Mapped[int]
+    bytes: Mapped[int]
+    created_by: Mapped[str] = mapped_column(index=True)
+    created_at: Mapped[float]
+    adopted_by: Mapped[str | None] = mapped_column(index=True)  # the request that a sealed set belongs to
+    purged_at: Mapped[float | None]
+
+    @property
+    def sealed(self) -> bool:
+        return self.role == Role.FORGET
+
+    @property
+    def key_id(self) -> str | None:
+        return self.id if self.sealed else None
+
+    @property
+    def blob(self) -> str:
+        return f"datasets/{self.id}/images"
+
+    @property
+    def index_blob(self) -> str:
+        return f"datasets/{self.id}/index"
+
+
+def add(session: Session, dataset: Dataset) -> None:
+    dataset.created_at = session.scalar(select(now())) or 0.0
+    session.add(dataset)
+    history.write(
+        session, dataset.created_by, "dataset.uploaded", dataset.id, details={"role": dataset.role, "count": dataset.count}
+    )
+
+
+def find(session: Session, name_or_id: str) -> Dataset | None:
+    by_name = select(Dataset).where((Dataset.id == name_or_id) | (Dataset.name == name_or_id))
+    return session.scalar(by_name.where(Dataset.purged_at.is_(None)))
+
+
+def page(session: Session, *, owner: str | None, role: str | None, after: str | None, limit: int) -> list[Dataset]:
+    query = select(Dataset).order_by(Dataset.id.desc()).limit(limit)
+    if owner is not None:
+        query = query.where((Dataset.created_by == owner) | (Dataset.role != Role.FORGET))
+    if role is not None:
+        query = query.where(Dataset.role == role)
+    if after is not None:
+        query = query.where(Dataset.id < after)
+    return list(session.scalars(query))
+
+
+def adopt(session: Session, dataset: Dataset, request_id: str) -> bool:
+    """Give a sealed set to a request; false when another one has it."""
+    free = update(Dataset).where(Dataset.id == dataset.id, Dataset.adopted_by.is_(None), Dataset.purged_at.is_(None))
+    return changed(session, free.values(adopted_by=request_id))
+
+
+def used_by_request(session: Session, dataset_id: str) -> bool:
+    """Whether a request that has not ended forgets from this set."""
+    active = (Request.forget_dataset_id == dataset_id) & Request.status.in_([Status.QUEUED, Status.RUNNING])
+    return session.scalar(select(Request.id).where(active).limit(1)) is not None
+
+
+def unadopted(session: Session, older_than_seconds: float) -> list[Dataset]:
+    return list(
+        session.scalars(
+            select(Dataset).where(
+                Dataset.role == Role.FORGET,
+                Dataset.adopted_by.is_(None),
+                Dataset.purged_at.is_(None),
+                Dataset.created_at < now() - older_than_seconds,
+            )
+        )
+    )
+
+
+def purge(session: Session, dataset: Dataset, actor: str, why: str) -> None:
+    """Record that the set is gone. The caller has destroyed its key already."""
+    dataset.purged_at = session.scalar(select(now()))
+    dataset.name = None
+    history.write(session, actor, "dataset.purged", dataset.id, dataset.adopted_by, {"why": why})

@@ -1,0 +1,213 @@
+"""Jobs: the work a request needs, as a row with a state machine and a lease. The row is the truth.
+
+    queued -> running                 claim: nearest deadline first, one running job per model
+    running -> succeeded | failed | cancelled
+    running -> queued                 expire (crashes + 1), or release (drained: costs nothing)
+    queued -> cancelled
+
+Each transition moves the job's request along, in the same transaction. `lease_token` rises with every claim and fences every later write of that attempt. Lease times are the
+database's clock.
+"""
+
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import ForeignKey, Index, select, text, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Mapped, Session, aliased, mapped_column
+
+from app.errors import LeaseLost
+from app.records import history
+from app.records import request as requests
+from app.records.base import Record, changed, now
+
+CRASH_CAP = 2
+
+
+class Status(StrEnum):
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class Stage(StrEnum):
+    LOADING = "loading"
+    UNLEARNING = "unlearning"
+    EVALUATING = "evaluating"
+    REGISTERING = "registering"
+
+
+class Job(Record):
+    __tablename__ = "jobs"
+    __table_args__ = (
+        Index("ix_jobs_claimable", "status", "deadline", "id"),
+        Index(
+            "uq_jobs_one_running_per_model",
+            "model_id",
+            unique=True,
+            sqlite_where=text("status = 'running'"),
+            postgresql_where=text("status = 'running'"),
+        ),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    request_id: Mapped[str] = mapped_column(ForeignKey("requests.id"), index=True)
+    model_id: Mapped[str] = mapped_column(ForeignKey("models.id"))
+    status: Mapped[str]
+    stage: Mapped[str | None]  # for people, never for control flow
+    deadline: Mapped[float]
+    lease_token: Mapped[int] = mapped_column(default=0)
+    lease_expires_at: Mapped[float | None]
+    worker: Mapped[str | None]
+    crashes: Mapped[int] = mapped_column(default=0)
+    cancel_requested: Mapped[bool] = mapped_column(default=False)
+    event_seq: Mapped[int] = mapped_column(default=0)
+    progress: Mapped[dict[str, Any]]  # step, total, seconds_left of the present stage
+    resume_blob: Mapped[str | None]
+    error: Mapped[dict[str, Any] | None]  # code, detail
+    created_at: Mapped[float]
+    started_at: Mapped[float | None]
+    finished_at: Mapped[float | None]
+
+    @property
+    def key_id(self) -> str:
+        return self.id
+
+
+def add(session: Session, job: Job) -> None:
+    session.add(job)
+    session.flush()
+    history.write(session, "system", "job.queued", job.id, job.request_id)
+
+
+def claim(session: Session, worker: str, lease_seconds: float) -> Job | None:
+    """Take the best claimable job, in the caller's write transaction; None when there is none."""
+    other = aliased(Job)
+    busy = select(other.id).where(other.model_id == Job.model_id, other.status == Status.RUNNING).exists()
+    best = select(Job.id).where(Job.status == Status.QUEUED, ~busy).order_by(Job.deadline, Job.id).limit(1)
+    taken = (
+        update(Job)
+        .where(Job.id == best.with_for_update(skip_locked=True).scalar_subquery(), Job.status == Status.QUEUED)
+        .values(
+            status=Status.RUNNING,
+            stage=Stage.LOADING,
+            worker=worker,
+            lease_token=Job.lease_token + 1,
+            lease_expires_at=now() + lease_seconds,
+            started_at=now(),
+            progress={},
+        )
+        .returning(Job.id)
+        .execution_options(synchronize_session=False)
+    )
+    try:
+        job_id = session.scalar(taken)
+    except IntegrityError:  # a neighbour took another job of the same model in the same moment
+        session.rollback()
+        return None
+    if job_id is None:
+        return None
+    job = session.get_one(Job, job_id, populate_existing=True)
+    history.write(session, worker, "job.claimed", job.id, job.request_id, {"lease_token": job.lease_token})
+    requests.move(session, job.request_id, requests.Status.RUNNING, worker)
+    return job
+
+
+def claimable(session: Session) -> bool:
+    other = aliased(Job)
+    busy = select(other.id).where(other.model_id == Job.model_id, other.status == Status.RUNNING).exists()
+    return session.scalar(select(Job.id).where(Job.status == Status.QUEUED, ~busy).limit(1)) is not None
+
+
+def write_as_holder(session: Session, job_id: str, token: int, **values: Any) -> Job:
+    """Change a running job that this lease holds. Raises LeaseLost when it does not any more."""
+    held = update(Job).where(Job.id == job_id, Job.lease_token == token, Job.status == Status.RUNNING)
+    if not changed(session, held.values(**values)):
+        raise LeaseLost
+    return session.get_one(Job, job_id, populate_existing=True)
+
+
+def renew(session: Session, job_id: str, token: int, lease_seconds: float) -> bool:
+    """Prolong the lease. Returns whether the job should be cancelled."""
+    return write_as_holder(session, job_id, token, lease_expires_at=now() + lease_seconds).cancel_requested
+
+
+def succeed(session: Session, job_id: str, token: int, worker: str, passed: bool, details: dict[str, Any]) -> Job:
+    """The job did its work; whether the request completed is the verdict's matter."""
+    job = _finish(session, job_id, token, worker, Status.SUCCEEDED, None, details)
+    ended = requests.Status.COMPLETED if passed else requests.Status.EVALUATION_FAILED
+    requests.move(session, job.request_id, ended, worker, None if passed else "threshold_missed")
+    return job
+
+
+def fail(session: Session, job_id: str, token: int, worker: str, error: dict[str, Any]) -> Job:
+    job = _finish(session, job_id, token, worker, Status.FAILED, error, {"code": error["code"]})
+    requests.move(session, job.request_id, requests.Status.FAILED, worker, error["code"])
+    return job
+
+
+def cancel(session: Session, job_id: str, token: int, worker: str) -> Job:
+    job = _finish(session, job_id, token, worker, Status.CANCELLED, None, {})
+    requests.move(session, job.request_id, requests.Status.CANCELLED, worker)
+    return job
+
+
+def release(session: Session, job_id: str, token: int, worker: str, why: str) -> Job:
+    """Put a running job back without a crash: its worker drains."""
+    job = write_as_holder(session, job_id, token, status=Status.QUEUED, stage=None, lease_expires_at=None)
+    history.write(session, worker, "job.released", job.id, job.request_id, {"why": why})
+    requests.move(session, job.request_id, requests.Status.QUEUED, worker, why)
+    return job
+
+
+def expired(session: Session) -> list[Job]:
+    """Running jobs whose lease ran out; locked until the transaction ends."""
+    query = select(Job).where(Job.status == Status.RUNNING, Job.lease_expires_at < now())
+    return list(session.scalars(query.with_for_update(skip_locked=True)))
+
+
+def crash(session: Session, job_id: str, token: int, actor: str) -> Job:
+    """The attempt is lost with its worker or runner: queue again, end at the cap, or end as cancelled."""
+    job = write_as_holder(session, job_id, token, crashes=Job.crashes + 1, lease_expires_at=None, stage=None)
+    if job.cancel_requested:
+        return cancel(session, job_id, token, actor)
+    if job.crashes >= CRASH_CAP:
+        detail = "The process that ran this job died twice. Look at the worker's log and memory, then retry."
+        return fail(session, job_id, token, actor, {"code": "worker_lost", "detail": detail})
+    job = write_as_holder(session, job_id, token, status=Status.QUEUED)
+    history.write(session, actor, "job.lost", job.id, job.request_id, {"crashes": job.crashes, "lease_token": token})
+    requests.move(session, job.request_id, requests.Status.QUEUED, actor, "worker_lost")
+    return job
+
+
+def ask_to_cancel(session: Session, job_id: str, actor: str) -> Job:
+    """A queued job ends now; a running one when its worker next renews the lease."""
+    queued = update(Job).where(Job.id == job_id, Job.status == Status.QUEUED)
+    if changed(session, queued.values(status=Status.CANCELLED, finished_at=now())):
+        job = session.get_one(Job, job_id, populate_existing=True)
+        history.write(session, actor, "job.cancelled", job.id, job.request_id)
+        requests.move(session, job.request_id, requests.Status.CANCELLED, actor)
+        return job
+    changed(session, update(Job).where(Job.id == job_id, Job.status == Status.RUNNING).values(cancel_requested=True))
+    return session.get_one(Job, job_id, populate_existing=True)
+
+
+def of_request(session: Session, request_id: str) -> list[Job]:
+    return list(session.scalars(select(Job).where(Job.request_id == request_id).order_by(Job.id)))
+
+
+def unrung(session: Session, older_than_seconds: float) -> bool:
+    waiting = select(Job.id).where(Job.status == Status.QUEUED, Job.created_at < now() - older_than_seconds)
+    return session.scalar(waiting.limit(1)) is not None
+
+
+def _finish(
+    session: Session, job_id: str, token: int, worker: str, status: Status, error: dict[str, Any] | None, details: dict[str, Any]
+) -> Job:
+    job = write_as_holder(
+        session, job_id, token, status=status, error=error, finished_at=now(), lease_expires_at=None, stage=None
+    )
+    history.write(session, worker, f"job.{status}", job.id, job.request_id, details)
+    return job

@@ -1,0 +1,55 @@
+"""What a user registers: a base network, the sets that judge it, and the policy that its versions must meet."""
+
+from typing import Any
+
+from sqlalchemy import ForeignKey, select
+from sqlalchemy.orm import Mapped, Session, mapped_column
+
+from app.records import history
+from app.records.base import Record, now
+
+
+class Model(Record):
+    __tablename__ = "models"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(unique=True)
+    family: Mapped[str]
+    labels: Mapped[list[Any]]
+    train_id: Mapped[str | None] = mapped_column(ForeignKey("datasets.id"))
+    retain_id: Mapped[str | None] = mapped_column(ForeignKey("datasets.id"))
+    test_id: Mapped[str | None] = mapped_column(ForeignKey("datasets.id"))
+    judge_id: Mapped[str | None] = mapped_column(ForeignKey("models.id"))
+    policy: Mapped[dict[str, Any]]  # kind of forgetting -> list of thresholds
+    evaluation: Mapped[dict[str, Any]]
+    created_by: Mapped[str]
+    created_at: Mapped[float]
+    revision: Mapped[int] = mapped_column(default=1)  # rises with every change; the ETag
+
+
+def add(session: Session, model: Model) -> None:
+    model.created_at = session.scalar(select(now())) or 0.0
+    session.add(model)
+    session.flush()
+    history.write(session, model.created_by, "model.registered", model.id, details={"family": model.family})
+
+
+def find(session: Session, name_or_id: str) -> Model | None:
+    return session.scalar(select(Model).where((Model.id == name_or_id) | (Model.name == name_or_id)))
+
+
+def page(session: Session, *, after: str | None, limit: int) -> list[Model]:
+    query = select(Model).order_by(Model.id.desc()).limit(limit)
+    return list(session.scalars(query.where(Model.id < after) if after is not None else query))
+
+
+def uses_dataset(session: Session, dataset_id: str) -> bool:
+    columns = (Model.train_id, Model.retain_id, Model.test_id)
+    return any(session.scalar(select(Model.id).where(column == dataset_id).limit(1)) for column in columns)
+
+
+def change(session: Session, model: Model, changes: dict[str, Any], actor: str) -> None:
+    for name, value in changes.items():
+        setattr(model, name, value)
+    model.revision += 1
+    history.write(session, actor, "model.changed", model.id, details={"fields": sorted(changes)})

@@ -1,0 +1,114 @@
+"""Deletion requests: what was asked, by whom, until when, and how it ended.
+
+What names the person (concept, sample ids, class) is one sealed column; the data key lies outside the database.
+
+    queued -> running -> completed | evaluation_failed | failed | cancelled
+    running -> queued                 the worker was lost or drained, and the job waits again
+    failed | evaluation_failed -> queued       a person retries
+"""
+
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import ForeignKey, Index, LargeBinary, select, update
+from sqlalchemy.orm import Mapped, Session, mapped_column
+
+from app.errors import Conflict
+from app.records import history
+from app.records.base import Record, changed, now
+
+
+class Status(StrEnum):
+    QUEUED = "queued"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    EVALUATION_FAILED = "evaluation_failed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+TERMINAL = (Status.COMPLETED, Status.EVALUATION_FAILED, Status.FAILED, Status.CANCELLED)
+MOVES: dict[Status, tuple[Status, ...]] = {
+    Status.QUEUED: (Status.RUNNING, Status.CANCELLED, Status.FAILED),
+    Status.RUNNING: (Status.QUEUED, *TERMINAL),
+    Status.FAILED: (Status.QUEUED,),
+    Status.EVALUATION_FAILED: (Status.QUEUED,),
+    Status.COMPLETED: (),
+    Status.CANCELLED: (),
+}
+
+
+class Request(Record):
+    __tablename__ = "requests"
+    __table_args__ = (Index("ix_requests_created_by_id", "created_by", "id"), Index("ix_requests_status_id", "status", "id"))
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    external_id: Mapped[str | None] = mapped_column(index=True)
+    model_id: Mapped[str] = mapped_column(ForeignKey("models.id"), index=True)
+    status: Mapped[str]
+    reason: Mapped[str | None]  # a code: worker_lost, out_of_memory, threshold_missed, ...
+    sealed: Mapped[bytes] = mapped_column(LargeBinary)  # concept and what to forget, under the request's own key
+    forget_kind: Mapped[str]
+    forget_count: Mapped[int]
+    forget_dataset_id: Mapped[str | None] = mapped_column(ForeignKey("datasets.id"))
+    method: Mapped[str]
+    recipe: Mapped[dict[str, Any]]  # resolved: every hyper-parameter
+    seed: Mapped[int]
+    reference_id: Mapped[str | None] = mapped_column(ForeignKey("models.id"))
+    requested_at: Mapped[float]
+    due_at: Mapped[float]
+    created_by: Mapped[str]
+    created_at: Mapped[float]
+    finished_at: Mapped[float | None]
+    purged_at: Mapped[float | None]
+
+    @property
+    def key_id(self) -> str:
+        return self.id
+
+
+def add(session: Session, request: Request) -> None:
+    session.add(request)
+    session.flush()
+    details = {"method": request.method, "forget_kind": request.forget_kind, "forget_count": request.forget_count}
+    history.write(session, request.created_by, "request.received", request.id, request.id, details)
+
+
+def move(session: Session, request_id: str, to: Status, actor: str, reason: str | None = None) -> None:
+    """One transition, with its history row. Raises Conflict when the present status does not allow it."""
+    sources = [status for status, targets in MOVES.items() if to in targets]
+    finished = now() if to in TERMINAL else None
+    moved = update(Request).where(Request.id == request_id, Request.status.in_(sources))
+    if not changed(session, moved.values(status=to, reason=reason, finished_at=finished)):
+        raise Conflict(f"The request cannot become {to} from its present status.", code="illegal-transition")
+    history.write(session, actor, f"request.{to}", request_id, request_id, {"reason": reason} if reason else {})
+
+
+def page(
+    session: Session,
+    *,
+    owner: str | None,
+    after: str | None,
+    limit: int,
+    status: str | None = None,
+    model_id: str | None = None,
+    external_id: str | None = None,
+) -> list[Request]:
+    """Newest first. `owner` None means everybody's."""
+    query = select(Request).order_by(Request.id.desc()).limit(limit)
+    for column, value in (
+        (Request.created_by, owner),
+        (Request.status, status),
+        (Request.model_id, model_id),
+        (Request.external_id, external_id),
+    ):
+        if value is not None:
+            query = query.where(column == value)
+    return list(session.scalars(query.where(Request.id < after) if after is not None else query))
+
+
+def past_retention(session: Session, failed_seconds: float) -> list[Request]:
+    """Ended requests whose forget set must go now: at once, or after `failed_seconds` where a retry is possible."""
+    at_once = Request.status.in_([Status.COMPLETED, Status.CANCELLED])
+    kept = Request.status.in_([Status.FAILED, Status.EVALUATION_FAILED]) & (Request.finished_at < now() - failed_seconds)
+    return list(session.scalars(select(Request).where(Request.purged_at.is_(None), at_once | kept).limit(500)))

@@ -1,0 +1,106 @@
+"""What must happen though nobody asks: lost leases, unheard bells, dead uploads, data past its retention.
+
+Runs in every server, in one at a time (a lease in the database). Each duty may be interrupted and repeated.
+"""
+
+import os
+import socket
+import threading
+from datetime import timedelta
+
+import structlog
+
+from app.deployment import Deployment
+from app.privacy import purge
+from app.queue import ring
+from app.records import checkpoint as checkpoints
+from app.records import dataset as datasets
+from app.records import intent as intents
+from app.records import job as jobs
+from app.records import leader, outbox
+from app.records import request as requests
+from app.records import upload as uploads
+
+log = structlog.get_logger()
+DAY = 86400.0
+
+
+class Sweeper:
+    def __init__(self, lethe: Deployment) -> None:
+        self._lethe = lethe
+        self._name = f"sweeper:{socket.gethostname()}:{os.getpid()}"
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="sweeper", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join(timeout=10)
+
+    def _run(self) -> None:
+        every = self._lethe.settings.sweep_seconds
+        while not self._stop.wait(every):
+            try:
+                with self._lethe.store.write() as session:
+                    leads = leader.lead(session, "sweep", self._name, 3 * every)
+                if leads:
+                    sweep(self._lethe, self._name)
+            except Exception as error:  # noqa: BLE001  (the database may be away; the next round tries again)
+                log.warning("sweep.failed", error=type(error).__name__)
+
+
+def sweep(lethe: Deployment, actor: str = "sweeper") -> None:
+    """One round of every duty."""
+    take_back_lost_jobs(lethe, actor)
+    ring_again(lethe)
+    purge_old_data(lethe)
+    delete_dead_blobs(lethe)
+
+
+def take_back_lost_jobs(lethe: Deployment, actor: str) -> None:
+    with lethe.store.write() as session:
+        lost = jobs.expired(session)
+        for job in lost:
+            jobs.crash(session, job.id, job.lease_token, actor)
+    for job in lost:
+        log.warning("lease.expired", job=job.id)
+        purge.after_job(lethe.store, lethe.keyring, lethe.blobs, job.id, lethe.settings)
+
+
+def ring_again(lethe: Deployment) -> None:
+    with lethe.store.read() as session:
+        unsent = outbox.unsent(session, "ring")
+        waiting = jobs.unrung(session, 2 * lethe.settings.sweep_seconds)
+    if (unsent or waiting) and ring(lethe.celery) and unsent:
+        with lethe.store.write() as session:
+            outbox.mark_sent(session, unsent)
+
+
+def purge_old_data(lethe: Deployment) -> None:
+    with lethe.store.read() as session:
+        ended = requests.past_retention(session, lethe.settings.failed_retention_days * DAY)
+        unadopted = datasets.unadopted(session, lethe.settings.unadopted_hours * 3600)
+        forgotten = uploads.old(session, DAY)
+    for request in ended:
+        purge.purge_request(lethe.store, lethe.keyring, lethe.blobs, request)
+    for dataset in unadopted:
+        purge.purge_dataset(lethe.store, lethe.keyring, lethe.blobs, dataset, "no request adopted it")
+    for upload in forgotten:
+        lethe.blobs.delete(upload.blob)
+        with lethe.store.write() as session:
+            session.delete(upload)
+
+
+def delete_dead_blobs(lethe: Deployment) -> None:
+    """Blobs whose intent is dead, old, and unreferenced in the same transaction that forgets the intent."""
+    grace = lethe.settings.pack_grace_hours * 3600
+    with lethe.store.read() as session:
+        dead = intents.dead(session, grace)
+    for blob in dead:
+        with lethe.store.write() as session:
+            if not checkpoints.uses_blob(session, blob):
+                lethe.blobs.delete(blob)
+            intents.forget(session, blob)
+    lethe.blobs.sweep_partial(timedelta(seconds=max(grace, 3600)))

@@ -1,0 +1,103 @@
+"""The catalogue against the code it describes: names, defaults, bounds, classes and pages."""
+
+import importlib
+import inspect
+import re
+import typing
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from app.catalog import FAMILIES, METHODS, METRICS, Parameter
+
+ROOT = Path(__file__).parents[1]
+OF_THE_RUN = ("network", "family", "forget", "retain", "generator", "on_step", "resume")
+KINDS = {"integer": int, "number": float, "boolean": bool, "choice": str}
+PARAMETERS = [
+    pytest.param(parameter, id=f"{owner}-{name}")
+    for owner, parameters in [(key, method.parameters) for key, method in METHODS.items()]
+    + [(key, family.evaluation) for key, family in FAMILIES.items()]
+    for name, parameter in parameters.items()
+]
+
+
+def modules(package: str) -> set[str]:
+    return {path.stem for path in (ROOT / "worker" / package).glob("*.py")} - {"__init__"}
+
+
+def test_every_file_is_an_entry_and_every_entry_a_file() -> None:
+    assert modules("methods") == set(METHODS)
+    assert modules("families") == set(FAMILIES)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_signature_is_the_catalogues(name: str) -> None:
+    function = importlib.import_module(f"worker.methods.{name}").unlearn
+    signature = inspect.signature(function).parameters
+    ours = {key: value for key, value in signature.items() if key not in OF_THE_RUN}
+    assert tuple(key for key in signature if key in OF_THE_RUN) == OF_THE_RUN
+    assert {key: value.default for key, value in ours.items()} == {
+        key: parameter.default for key, parameter in METHODS[name].parameters.items()
+    }
+    for key, value in ours.items():
+        parameter = METHODS[name].parameters[key]
+        assert value.kind is inspect.Parameter.KEYWORD_ONLY
+        if parameter.kind == "choice":
+            assert typing.get_origin(value.annotation) is Literal
+            assert typing.get_args(value.annotation) == parameter.choices
+        else:
+            assert value.annotation is KINDS[parameter.kind]
+
+
+@pytest.mark.parametrize("parameter", PARAMETERS)
+def test_every_default_is_within_its_own_bounds(parameter: Parameter) -> None:
+    for value in (parameter.default, *parameter.by_family.values()):
+        assert type(value) is KINDS[parameter.kind]
+        assert allowed(parameter, value)
+    assert set(parameter.by_family) <= set(FAMILIES)
+    assert (parameter.kind == "choice") == bool(parameter.choices)
+    assert (parameter.kind in ("integer", "number")) == (
+        parameter.minimum is not None and parameter.maximum is not None
+    )
+
+
+def allowed(parameter: Parameter, value: Any) -> bool:
+    if parameter.kind == "choice":
+        return value in parameter.choices
+    if parameter.kind == "boolean":
+        return True
+    assert parameter.minimum is not None
+    assert parameter.maximum is not None
+    return parameter.minimum <= value <= parameter.maximum and not (
+        parameter.exclusive_minimum and value == parameter.minimum
+    )
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_declares_the_classes_that_its_module_opens(name: str) -> None:
+    family, module = FAMILIES[name], importlib.import_module(f"worker.families.{name}")
+    assert family.classes == tuple(module.CLASSES)
+    assert all(kind.__module__.startswith(f"{family.library}.") for kind in module.CLASSES.values())
+    assert any(name in method.families for method in METHODS.values())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_says_its_source_and_has_a_page(name: str) -> None:
+    method = METHODS[name]
+    assert set(method.families) <= set(FAMILIES)
+    page = (ROOT / "docs" / "methods" / f"{name}.md").read_text()
+    docstring = importlib.import_module(f"worker.methods.{name}").__doc__ or ""
+    assert re.findall(r"`([a-z_]+)`(?= \|)", page) == list(method.parameters)
+    for paper in re.findall(r"\d{4}\.\d{5}", method.source):
+        assert paper in docstring
+        assert paper in page
+
+
+def test_policies_name_metrics_of_their_family() -> None:
+    for key, family in FAMILIES.items():
+        assert set(family.default_policy) <= set(family.forget_kinds)
+        thresholds = [threshold for rules in family.default_policy.values() for threshold in rules]
+        assert thresholds
+        for threshold in thresholds:
+            assert key in METRICS[threshold.metric].families, threshold.metric

@@ -1,0 +1,261 @@
+"""Image classifiers: transformers' `*ForImageClassification`, opened from an ordinary Hugging Face directory.
+
+A directory holds config.json, model.safetensors and, as a rule, preprocessor_config.json, which says how an
+image becomes the network's input; without one, pixels are scaled to [-1, 1] at the size in config.json.
+transformers' ResNet has a 7x7 stem of stride 2 and a pool: give it small images upsampled (CIFAR at 128x128).
+
+The network runs in eval mode here; whoever trains it decides on its batch-norm statistics.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from transformers import (
+    ConvNextForImageClassification,
+    DeiTForImageClassification,
+    RegNetForImageClassification,
+    ResNetForImageClassification,
+    SwinForImageClassification,
+    ViTForImageClassification,
+)
+
+from worker.families import Samples, other_labels
+
+CLASSES: dict[str, Any] = {
+    "ConvNextForImageClassification": ConvNextForImageClassification,
+    "DeiTForImageClassification": DeiTForImageClassification,
+    "RegNetForImageClassification": RegNetForImageClassification,
+    "ResNetForImageClassification": ResNetForImageClassification,
+    "SwinForImageClassification": SwinForImageClassification,
+    "ViTForImageClassification": ViTForImageClassification,
+}
+WEIGHTS = "model.safetensors"
+PREPROCESSOR = "preprocessor_config.json"
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+UNBUILDABLE = (ArithmeticError, AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError)
+
+
+def load(directory: Path, device: torch.device) -> nn.Module:
+    config = read_config(directory, "config.json")
+    names = config.get("architectures")
+    if not isinstance(names, list) or len(names) != 1 or names[0] not in CLASSES:
+        raise ValueError(f"config.json: architectures must name one of {', '.join(CLASSES)}, not {names!r}")
+    dtype = weights_dtype(directory)
+    try:
+        network, report = CLASSES[names[0]].from_pretrained(
+            directory,
+            dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    except (*UNBUILDABLE, OSError) as error:
+        raise ValueError(f"config.json: {names[0]} cannot be opened with it: {error}") from error
+    refuse_wrong_tensors(report)
+    if label_count(network) < 2:
+        raise ValueError("config.json: id2label (num_labels) must name at least two labels")
+    network.__dict__["image_shape"] = image_shape(directory)
+    opened: nn.Module = network.to(device).eval()
+    return opened
+
+
+def read_config(directory: Path, name: str) -> dict[str, Any]:
+    path = directory / name
+    if not path.is_file():
+        raise ValueError(f"{name}: the directory must hold it")
+    try:
+        config = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{name}: not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{name}: must hold an object")
+    return config
+
+
+def weights_dtype(directory: Path) -> torch.dtype:
+    """The one floating-point dtype of the file, so that opening never changes a bit."""
+    path = directory / WEIGHTS
+    if not path.is_file():
+        raise ValueError(f"{WEIGHTS}: the directory must hold it, in one file")
+    try:
+        with safe_open(path, "pt") as file:
+            names = file.keys()
+            found = {name: file.get_slice(name).get_dtype() for name in names}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{WEIGHTS}: not a safetensors file: {error}") from error
+    floating = {name: kind for name, kind in found.items() if not kind.startswith(("I", "U", "BOOL"))}
+    first = next(iter(floating.values()), "none")
+    for name, kind in floating.items():
+        if kind not in DTYPES or kind != first:
+            raise ValueError(f"{WEIGHTS}: tensor {name} is {kind}; every weight must be the same of F32, F16, BF16")
+    if first not in DTYPES:
+        raise ValueError(f"{WEIGHTS}: holds no weights")
+    return DTYPES[first]
+
+
+def refuse_wrong_tensors(report: dict[str, Any]) -> None:
+    for name in sorted(report["missing_keys"]):
+        raise ValueError(f"{WEIGHTS}: tensor {name} is missing")
+    for name in sorted(report["unexpected_keys"]):
+        raise ValueError(f"{WEIGHTS}: tensor {name} is not part of the network that config.json describes")
+    for name, found, wanted in sorted(report["mismatched_keys"]):
+        raise ValueError(
+            f"{WEIGHTS}: tensor {name} has shape {tuple(found)}, and config.json describes {tuple(wanted)}"
+        )
+
+
+def save(network: nn.Module, directory: Path, like: Path) -> None:
+    writer: Any = network
+    writer.save_pretrained(directory, max_shard_size="1TB")
+    for source in sorted(path for path in like.rglob("*") if path.is_file()):
+        target = directory / source.relative_to(like)
+        if target != directory / WEIGHTS:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
+
+
+def trainable(network: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: tensor for name, tensor in network.named_parameters() if tensor.is_floating_point()}
+
+
+def label_tables(network: nn.Module) -> dict[str, nn.Parameter]:
+    """A classifier takes no label as input, so there is none."""
+    return {}
+
+
+def label_count(network: nn.Module) -> int:
+    config: Any = network.config
+    return int(config.num_labels)
+
+
+def image_shape(source: nn.Module | Path) -> tuple[int, int, int]:
+    if isinstance(source, nn.Module):
+        if "image_shape" not in source.__dict__:
+            raise ValueError("network: its image shape is known only after load()")
+        shape: tuple[int, int, int] = source.__dict__["image_shape"]
+        return shape
+    config = read_config(source, "config.json")
+    height, width = crop_size(preprocessing(source), config)
+    return int(config.get("num_channels", 3)), height, width
+
+
+def preprocessing(directory: Path) -> dict[str, Any]:
+    return read_config(directory, PREPROCESSOR) if (directory / PREPROCESSOR).is_file() else {}
+
+
+def crop_size(rules: dict[str, Any], config: dict[str, Any]) -> tuple[int, int]:
+    """(H, W) of the network's input: the crop when one is made, else the size, else config.json's image_size."""
+    size = rules.get("crop_size") if rules.get("do_center_crop") else rules.get("size")
+    size = size if size is not None else config.get("image_size")
+    if isinstance(size, int):
+        return size, size
+    if isinstance(size, list) and len(size) == 2:
+        return int(size[0]), int(size[1])
+    if isinstance(size, dict) and "shortest_edge" in size:
+        return int(size["shortest_edge"]), int(size["shortest_edge"])
+    if isinstance(size, dict) and {"height", "width"} <= size.keys():
+        return int(size["height"]), int(size["width"])
+    raise ValueError(f"{PREPROCESSOR}: size must give height and width: the network's config has no image_size")
+
+
+def check(network: nn.Module, samples: Samples, name: str) -> None:
+    if samples.x.dtype != torch.float32 or samples.x.shape[1:] != image_shape(network):
+        wanted = f"float32 (N, {', '.join(map(str, image_shape(network)))})"
+        raise ValueError(f"{name}.x: must be {wanted}, not {samples.x.dtype} {tuple(samples.x.shape)}")
+    if samples.y.dtype != torch.int64 or samples.y.shape != samples.x.shape[:1]:
+        raise ValueError(f"{name}.y: must be int64 with one label per image, {len(samples.x)} of them")
+    if len(samples.y) == 0:
+        raise ValueError(f"{name}.y: must hold at least one label")
+    if samples.y.min() < 0 or samples.y.max() >= label_count(network):
+        raise ValueError(f"{name}.y: labels must lie in 0..{label_count(network) - 1}")
+
+
+def prepare(images: list[np.ndarray], directory: Path, network: nn.Module) -> Tensor:
+    channels, height, width = image_shape(network)
+    if channels not in (1, 3):
+        raise ValueError(f"config.json: num_channels is {channels}; images have 1 or 3 channels")
+    rules = preprocessing(directory)
+    pictures = (Image.fromarray(image.squeeze()).convert("L" if channels == 1 else "RGB") for image in images)
+    arrays = [np.asarray(resize(picture, rules, height, width)) for picture in pictures]
+    pixels = torch.from_numpy(np.stack(arrays)).reshape(-1, height, width, channels).permute(0, 3, 1, 2).float()
+    if rules.get("do_rescale", True):
+        pixels = pixels * rules.get("rescale_factor", 1 / 255)
+    if rules.get("do_normalize", True):
+        mean, std = (torch.tensor(rules.get(key, 0.5)).reshape(-1, 1, 1) for key in ("image_mean", "image_std"))
+        pixels = (pixels - mean) / std
+    return pixels.contiguous().to(next(network.parameters()).device)
+
+
+def resize(picture: Image.Image, rules: dict[str, Any], height: int, width: int) -> Image.Image:
+    """To (H, W): directly, or by the shortest edge and a centre crop where the rules crop."""
+    resample = Image.Resampling(rules.get("resample", Image.Resampling.BILINEAR))
+    size = rules.get("size")
+    shortest = size.get("shortest_edge") if isinstance(size, dict) else None
+    if shortest is not None and not rules.get("do_center_crop") and shortest < 384:
+        shortest = int(shortest / rules.get("crop_pct", 1.0))  # ConvNext and ResNet crop what they enlarge
+    elif not rules.get("do_center_crop") or not rules.get("do_resize", True):
+        return picture.resize((width, height), resample)
+    if shortest is None:
+        scaled = crop_size({"size": size}, {})
+        picture = picture.resize((scaled[1], scaled[0]), resample)
+    else:
+        scale = shortest / min(picture.size)
+        picture = picture.resize((round(picture.width * scale), round(picture.height * scale)), resample)
+    left, top = (picture.width - width) // 2, (picture.height - height) // 2
+    return picture.crop((left, top, left + width, top + height))
+
+
+def logits(network: nn.Module, x: Tensor) -> Tensor:
+    output: Tensor = network(x.to(next(network.parameters()).dtype)).logits
+    return output.float()
+
+
+def training_loss(network: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+    return F.cross_entropy(logits(network, x), y)
+
+
+def relabel_loss(
+    network: nn.Module, teacher: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator, relabel: str = "uniform"
+) -> Tensor:
+    """CE(x, y') with y' another label than y (`other_labels`); a classifier needs no teacher for it."""
+    return F.cross_entropy(logits(network, x), other_labels(y, label_count(network), relabel, generator))
+
+
+def reinitialise(network: nn.Module, generator: torch.Generator) -> None:
+    seed = int(torch.randint(2**62, (), generator=generator))
+    blueprint: Any = network
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        fresh = type(blueprint)(blueprint.config)
+    network.load_state_dict(fresh.state_dict())
+
+
+@torch.no_grad()
+def predict(network: nn.Module, x: Tensor, batch_size: int = 256) -> Tensor:
+    """Logits (N, labels), in eval mode."""
+    network.eval()
+    return torch.cat([logits(network, part) for part in x.split(batch_size)])
+
+
+@torch.no_grad()
+def features(network: nn.Module, x: Tensor, batch_size: int = 256) -> Tensor:
+    """What the last layer reads, (N, d): the pooled penultimate activations, in eval mode."""
+    network.eval()
+    head: Any = network.classifier
+    seen: list[Tensor] = []
+    hook = head.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].flatten(1).float()))
+    try:
+        for part in x.split(batch_size):
+            logits(network, part)
+    finally:
+        hook.remove()
+    return torch.cat(seen)

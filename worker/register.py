@@ -1,0 +1,65 @@
+"""Register a result: bytes into the store first, under an intent, then one transaction that carries the lease token.
+
+A crash before that transaction leaves an intent that the sweeper clears; a lost lease makes it fail whole. Either
+way there is no half-registered version.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from app.records import checkpoint as checkpoints
+from app.records import intent as intents
+from app.records import job as jobs
+from app.records import job_event
+from app.records import tombstone as tombstones
+from app.records.base import new_id
+from app.records.session import Store
+from app.storage import LocalBlobs
+from worker.lease import Lease
+from worker.specification import Specification
+
+
+def register(
+    store: Store, blobs: LocalBlobs, lease: Lease, specification: Specification, result: dict[str, Any]
+) -> None:
+    """`result`: paths of the pack, the manifest and pictures in scratch; digest, changes and report."""
+    kinds = ("pack", "manifest") if result["pack"] else ("manifest",)  # nothing changed: no pack
+    names = {kind: f"{kind}s/{lease.job_id}-{lease.token}" for kind in kinds}
+    pictures = {name: f"pictures/{lease.job_id}-{lease.token}/{name}" for name in result["pictures"]}
+    with store.write() as session:
+        stage = jobs.Stage.REGISTERING
+        job_event.write(session, lease.job_id, lease.token, "stage", {"stage": stage}, stage=stage, progress={})
+        intents.declare(session, [*names.values(), *pictures.values()], lease.job_id, lease.token)
+    for kind, blob in names.items():
+        blobs.put(blob, Path(result[kind]))
+    for name, blob in pictures.items():
+        blobs.put(blob, Path(result["pictures"][name]))
+    passed = result["report"]["verdict"] == "passed"
+    checkpoint = checkpoints.Checkpoint(
+        id=new_id("ckpt"),
+        model_id=lease.model_id,
+        parent_id=specification.parent_id,
+        job_id=lease.job_id,
+        request_id=lease.request_id,
+        status=checkpoints.Status.RELEASED if passed else checkpoints.Status.QUARANTINED,
+        pack=names.get("pack"),
+        manifest=names["manifest"],
+        digest=result["digest"],
+        changes=result["changes"],
+        report={**result["report"], "pictures": sorted(pictures)},
+    )
+    with store.write() as session:
+        details = {"verdict": result["report"]["verdict"]}
+        jobs.succeed(session, lease.job_id, lease.token, lease.worker, passed, details)
+        checkpoints.add(session, checkpoint, lease.worker)
+        if passed:
+            checkpoints.supersede_before(session, checkpoint, lease.worker)
+            tombstones.lay(session, lease.model_id, lease.request_id, specification.fingerprints)
+        intents.fulfil(session, [*names.values(), *pictures.values()])
+
+
+def keep_resume_state(blobs: LocalBlobs, lease: Lease, path: str) -> str:
+    """Put sealed resume state into the store under a name that the next save of this job replaces."""
+    name = f"resume/{lease.job_id}"
+    blobs.put(name, Path(path))
+    return name

@@ -1,0 +1,109 @@
+"""The straight line of a job, inside the runner: load, copy, unlearn, measure, pack.
+
+Everything that can be chosen was chosen before: the specification holds the resolved recipe and the seed.
+"""
+
+import base64
+import copy
+import time
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from app import weights
+from app.storage import LocalBlobs
+from worker import evaluate
+from worker.load import Material, Warm, load, pick_device
+from worker.progress import Progress, ResumableProgress, Tell
+
+
+def run(specification: dict[str, Any], warm: Warm, tell: Tell, stop: Callable[[], str | None]) -> dict[str, Any]:
+    """Returns what the supervisor registers: paths in scratch, digest, changes and the report."""
+    device = prepare_torch(specification)
+    blobs = LocalBlobs(Path(specification["blob_root"]))
+
+    tell("stage", {"stage": "loading"})
+    material = load(specification, warm, family, blobs, device)
+
+    tell("stage", {"stage": "unlearning"})
+    network = copy.deepcopy(material.base.network)
+    seconds = unlearn(specification, material, network, blobs, tell, stop)
+
+    tell("stage", {"stage": "evaluating"})
+    report = evaluate.evaluate(specification, material, network, seconds, Progress(tell, stop))
+
+    return pack(specification, material, network, blobs, report)
+
+
+def unlearn(
+    specification: dict[str, Any],
+    material: Material,
+    network: nn.Module,
+    blobs: LocalBlobs,
+    tell: Tell,
+    stop: Callable[[], str | None],
+) -> float:
+    """Run the method on `network` in place. Returns the wall seconds it took."""
+    method = import_module(f"worker.methods.{specification['method']}")
+    progress = ResumableProgress(
+        tell,
+        stop,
+        base64.b64decode(specification["job_key"]),
+        f"resume/{specification['job']}".encode(),
+        material.scratch,
+        specification["resume_seconds"],
+    )
+    if specification["resume"] and blobs.exists(specification["resume"]):
+        with blobs.open(specification["resume"]) as file:
+            progress.sealed = file.read()
+    begun = time.monotonic()
+    method.unlearn(
+        network,
+        material.base.family,
+        material.forget,
+        material.retain,
+        **specification["recipe"],
+        generator=torch.Generator().manual_seed(specification["seed"]),
+        on_step=progress.on_step,
+        resume=progress.resume,
+    )
+    return time.monotonic() - begun
+
+
+def pack(
+    specification: dict[str, Any], material: Material, network: nn.Module, blobs: LocalBlobs, report: evaluate.Report
+) -> dict[str, Any]:
+    """Write what changed, against the base, into scratch."""
+    directory, pack_path = material.scratch / "checkpoint", material.scratch / "pack"
+    name = f"packs/{specification['job']}-{specification['token']}"
+    material.base.family.save(network, directory, material.base.directory)
+    manifest = weights.pack_delta(material.base.manifest, blobs, directory, pack_path, name)
+    manifest_path = material.scratch / "manifest"
+    manifest_path.write_bytes(weights.encode(manifest))
+    pictures = {}
+    for picture, png in report.pictures.items():
+        (material.scratch / picture).write_bytes(png)
+        pictures[picture] = str(material.scratch / picture)
+    return {
+        "pack": str(pack_path) if pack_path.exists() else None,
+        "manifest": str(manifest_path),
+        "digest": weights.digest(manifest),
+        "changes": weights.changes(manifest, material.base.manifest),
+        "report": report.document,
+        "pictures": pictures,
+    }
+
+
+def family(name: str) -> ModuleType:
+    return import_module(f"worker.families.{name}")
+
+
+def prepare_torch(specification: dict[str, Any]) -> torch.device:
+    if specification["threads"]:
+        torch.set_num_threads(specification["threads"])
+    return pick_device(specification["device"])
