@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import click
+import httpx
 import uvicorn
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from app import logs, migration
 from app.catalog_view import catalogue
-from app.client import Lethe, Problem
+from app.client import Damaged, Lethe, Problem
 from app.deployment import deploy
 from app.display import Watcher, show_report
 from app.embedded import run_embedded, wait_for_dependencies
@@ -26,17 +27,22 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, 
 
 
 class Commands(click.Group):
-    """Turns refusals into one line and exit status 1."""
+    """Turns refusals into one line on stderr (with --json: the problem document) and exit status 1."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        as_json = "--json" in ctx.args
         try:
             return super().invoke(ctx)
         except Problem as problem:
-            Console(stderr=True).print(f"[red]{problem.document.get('title', 'Refused')}[/]: {problem}", highlight=False)
-            sys.exit(1)
-        except OSError as error:
-            Console(stderr=True).print(f"[red]{type(error).__name__}[/]: {error}", highlight=False)
-            sys.exit(1)
+            _complain(problem.document, as_json)
+        except (Damaged, OSError, httpx.HTTPError) as error:
+            _complain({"title": type(error).__name__, "detail": str(error) or "no answer"}, as_json)
+        sys.exit(1)
+
+
+def _complain(document: dict[str, Any], as_json: bool) -> None:
+    short = f"{document.get('title', 'Refused')}: {document.get('detail', '')}"
+    click.echo(json.dumps(document) if as_json else click.style(short, fg="red"), err=True)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -74,22 +80,27 @@ def work(name: str) -> None:
 
 
 @main.command()
-def migrate() -> None:
+@json_option
+def migrate(as_json: bool) -> None:
     """Bring the database to the newest schema."""
     wait_for_dependencies(settings(), schema=False)
     store = Store(settings().database)
-    click.echo(f"schema {migration.upgrade(store)}")
+    schema = migration.upgrade(store)
     store.close()
+    click.echo(json.dumps({"schema": schema}) if as_json else f"schema {schema}")
 
 
 @main.command("key")
 @click.option("--name", default="admin", help="A name to know it by.")
 @click.option("--role", type=click.Choice(["admin", "requester"]), default="admin")
-def make_key(name: str, role: str) -> None:
+@json_option
+def make_key(name: str, role: str, as_json: bool) -> None:
     """Make an API key on the server's own machine and print it once."""
     from_disk = deploy(settings())
     with from_disk.store.write() as session:
-        click.echo(api_keys.issue(session, from_disk.pepper, name=name, role=role, actor="operator")[1])
+        made, text = api_keys.issue(session, from_disk.pepper, name=name, role=role, actor="operator")
+    from_disk.store.close()
+    click.echo(json.dumps({"id": made.id, "key": text}) if as_json else text)
 
 
 @main.command()
@@ -165,10 +176,12 @@ def upload(source: Path, role: str, name: str | None, as_json: bool) -> None:
 @click.option("--set", "settings_", multiple=True, metavar="NAME=VALUE", help="A hyper-parameter; repeat.")
 @click.option("--seed", default=0)
 @click.option("--reference", help="Registered model, retrained without the forget set.")
+@click.option("--external-id", help="Your own id for it, stored in plain.")
+@click.option("--due", help="Until when it must be done, such as 2027-01-31T00:00:00Z.")
 @click.option("--wait/--no-wait", default=False, help="Watch it to its end.")
 @json_option
 def request(model: str, concept: str, class_label: str, dataset: str, samples: tuple[str, ...], method: str,
-            settings_: tuple[str, ...], seed: int, reference: str, wait: bool, as_json: bool) -> None:
+            settings_: tuple[str, ...], seed: int, reference: str, external_id: str, due: str, wait: bool, as_json: bool) -> None:
     """Ask that MODEL forget a class, samples or an uploaded forget set."""
     forget = {"class_label": class_label, "dataset": dataset, "samples": list(samples) or None}
     recipe = {name: _value(text) for name, _, text in (pair.partition("=") for pair in settings_)}
@@ -176,6 +189,7 @@ def request(model: str, concept: str, class_label: str, dataset: str, samples: t
         posted = lethe.request(
             model, {key: value for key, value in forget.items() if value is not None},
             concept=concept, method=method, recipe=recipe, seed=seed, reference=reference,
+            external_id=external_id, due_at=due,
         )  # fmt: skip
         if wait:
             _watch(lethe, posted["id"], as_json)
@@ -203,7 +217,7 @@ def list_requests(status: str | None, model: str | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(found, indent=2))
         return
-    table = Table("request", "status", "model", "method", "forgets", "version", "due")
+    table = Table(Column("request", no_wrap=True), "status", "model", "method", "forgets", "version", "due")
     for each in found:
         forgets = f"{each['forget_count']} by {each['forget_kind']}"
         version = "" if each["checkpoint"] is None else str(each["checkpoint"])

@@ -18,6 +18,8 @@ from typing import Any, BinaryIO
 
 import httpx
 
+ARCHIVE = {"Content-Type": "application/octet-stream"}
+PATIENT = httpx.Timeout(60.0, read=3600.0)  # the server unpacks, checks and stores before it answers
 ENDED = ("completed", "evaluation_failed", "failed", "cancelled")
 
 
@@ -29,6 +31,10 @@ class Problem(Exception):
         self.document = document
         self.status = int(document.get("status", 0))
         self.type = str(document.get("type", ""))
+
+
+class Damaged(Exception):
+    """What arrived is not what the server said it would be."""
 
 
 class Lethe:
@@ -70,17 +76,17 @@ class Lethe:
         params = {"role": role} | ({"name": name} if name else {})
         with _archive(source) as body:
             answer: dict[str, Any] = self.call(
-                "POST", "/v1/datasets", params=params, content=_pieces(body), headers={"Content-Type": "application/octet-stream"}
+                "POST", "/v1/datasets", params=params, content=_pieces(body), headers=ARCHIVE, timeout=PATIENT
             )
         return answer
 
     def register_model(self, source: Path, name: str, family: str, **options: Any) -> dict[str, Any]:
         """Upload a model directory and register it. Options: train, retain, test, judge, policy, evaluation."""
         with _archive(source) as body:
-            upload = self.call("POST", "/v1/uploads", content=_pieces(body), headers={"Content-Type": "application/octet-stream"})
+            upload = self.call("POST", "/v1/uploads", content=_pieces(body), headers=ARCHIVE, timeout=PATIENT)
         given = {key: value for key, value in options.items() if value is not None}
         document = {"name": name, "family": family, "source": {"upload": upload["id"]}, **given}
-        answer: dict[str, Any] = self.call("POST", "/v1/models", json=document)
+        answer: dict[str, Any] = self.call("POST", "/v1/models", json=document, timeout=PATIENT)
         return answer
 
     def request(self, model: str, forget: dict[str, Any], **options: Any) -> dict[str, Any]:
@@ -121,41 +127,52 @@ class Lethe:
         reason: str | None = None,
         on_bytes: Callable[[int, int], None] = lambda done, total: None,
     ) -> Path:
-        """Download a version into the folder `target`, each file checked by its SHA-256. A partial file is resumed."""
+        """Download a version into the folder `target`, each file checked by its SHA-256; Damaged when it is another.
+        A partial file is resumed, a whole one is not fetched again."""
         checkpoint = self.call("GET", f"/v1/models/{model}/checkpoints/{number}")
         base = f"/v1/models/{model}/checkpoints/{checkpoint['number']}/files"
         total, done = sum(file["size"] for file in checkpoint["files"]), 0
         for file in checkpoint["files"]:
             path = target / file["path"]
             if not path.resolve().is_relative_to(target.resolve()):
-                raise ValueError("the server named a file outside the target folder")
+                raise Damaged("the server named a file outside the target folder")
             path.parent.mkdir(parents=True, exist_ok=True)
-            for size in self._fetch(f"{base}/{file['path']}", path, file["sha256"], reason):
+            for size in self._fetch(f"{base}/{file['path']}", path, file, reason):
                 on_bytes(done + size, total)
             done += file["size"]
         return target
 
-    def _fetch(self, url: str, path: Path, sha256: str, reason: str | None) -> Iterator[int]:
+    def _fetch(self, url: str, path: Path, file: dict[str, Any], reason: str | None) -> Iterator[int]:
+        """Complete `path.part` and give it its name; yields how many bytes are there. A whole file is left alone."""
+        if path.is_file() and _sha256(path) == file["sha256"]:
+            yield file["size"]
+            return
         partial = path.with_name(path.name + ".part")
         have = partial.stat().st_size if partial.exists() else 0
-        headers = {"Range": f"bytes={have}-", "If-Range": f'"{sha256}"'} if have else {}
-        with self.http.stream("GET", url, params={"reason": reason} if reason else {}, headers=headers) as response:
-            if response.status_code == 416:
-                have = 0
-                partial.unlink()
+        if have != file["size"] or not partial.exists():
+            resumed = 0 < have < file["size"]
+            headers = {"Range": f"bytes={have}-", "If-Range": f'"{file["sha256"]}"'} if resumed else {}
+            yield from self._append(url, partial, headers, {"reason": reason} if reason else {})
+        if _sha256(partial) != file["sha256"]:
+            partial.unlink()
+            raise Damaged(f"{path.name}: the bytes that arrived do not have the server's SHA-256; pull again")
+        partial.replace(path)
+        yield file["size"]
+
+    def _append(self, url: str, partial: Path, headers: dict[str, str], params: dict[str, str]) -> Iterator[int]:
+        with self.http.stream("GET", url, params=params, headers=headers) as response:
             if response.is_error:
                 response.read()
                 _raise_for(response)
-            with partial.open("ab" if response.status_code == 206 else "wb") as file:
+            with partial.open("ab" if response.status_code == 206 else "wb") as opened:
                 for piece in response.iter_bytes(1 << 20):
-                    file.write(piece)
-                    yield file.tell()
-        with partial.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != sha256:
-            partial.unlink()
-            raise ValueError(f"{path.name}: the bytes that arrived do not have the server's SHA-256; pull again")
-        partial.replace(path)
+                    opened.write(piece)
+                    yield opened.tell()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _raise_for(response: httpx.Response) -> None:

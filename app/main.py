@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
-from app.api import checkpoints, datasets, health, history, jobs, keys, models, problems, requests
+from app.api import checkpoints, datasets, downloads, health, history, jobs, keys, models, openapi, problems, requests
 from app.deployment import Deployment, deploy
 from app.settings import settings
 from app.sweeper import Sweeper
@@ -38,7 +38,7 @@ def create_app(lethe: Deployment | None = None) -> FastAPI:
     app = FastAPI(title="Lethe", version="0.1.0", description=ABOUT, lifespan=run)
     app.state.lethe = deployment
     problems.install(app)
-    app.add_middleware(problems.RequestId)
-    for resource in (datasets, models, checkpoints, requests, jobs, history, keys, health):
+    for resource in (datasets, models, checkpoints, downloads, requests, jobs, history, keys, health):
         app.include_router(resource.router)
+    openapi.describe(app)
     return app

@@ -1,6 +1,7 @@
 """What was asked for, against the catalogue: recipes, evaluation settings and policies, resolved or refused."""
 
 import math
+import re
 from typing import Any
 
 from app import catalog
@@ -12,7 +13,7 @@ def resolve_recipe(family: str, method: str, kind: str, recipe: dict[str, Any]) 
     """The resolved recipe: what was asked, checked against the bounds, and the family's defaults for the rest."""
     known = catalog.METHODS.get(method)
     if known is None:
-        raise Refused("unknown-method", "method", f"There is no method {method!r}.", f"Choose one of {', '.join(catalog.METHODS)}.")
+        raise Refused("unknown-method", "method", "There is no such method.", f"Choose one of {', '.join(catalog.METHODS)}.")
     if family not in known.families:
         possible = [name for name, other in catalog.METHODS.items() if family in other.families]
         raise Refused("impossible-combination", "method", f"{method} does not run on {family}.", f"Possible here: {', '.join(possible)}.")
@@ -21,7 +22,7 @@ def resolve_recipe(family: str, method: str, kind: str, recipe: dict[str, Any]) 
         raise Refused("impossible-combination", "forget", f"{family} cannot forget by {kind}.", f"Possible here: {kinds}.")
     unknown = sorted(set(recipe) - set(known.parameters))
     if unknown:
-        raise Refused("unknown-parameter", f"recipe.{unknown[0]}", f"{method} has no such parameter.", f"It has {', '.join(known.parameters)}.")
+        raise Refused("unknown-parameter", _named("recipe", unknown[0]), f"{method} has no such parameter.", f"It has {', '.join(known.parameters)}.")
     return {
         name: checked(parameter, recipe[name], f"recipe.{name}") if name in recipe else parameter.default_for(family)
         for name, parameter in known.parameters.items()
@@ -34,7 +35,7 @@ def check_policy(family: str, policy: dict[str, list[dict[str, Any]]]) -> dict[s
     kinds = {kind: [vars(threshold) for threshold in thresholds] for kind, thresholds in defaults.items()}
     for kind, thresholds in policy.items():
         if kind not in defaults:
-            raise Refused("unknown-kind", f"policy.{kind}", f"{family} has no such kind of forgetting.", f"It has {', '.join(defaults)}.")
+            raise Refused("unknown-kind", _named("policy", kind), f"{family} has no such kind of forgetting.", f"It has {', '.join(defaults)}.")
         for position, threshold in enumerate(thresholds):
             metric = catalog.METRICS.get(threshold["metric"])
             if metric is None or family not in metric.families:
@@ -48,7 +49,7 @@ def check_evaluation(family: str, evaluation: dict[str, Any]) -> dict[str, Any]:
     known = catalog.FAMILIES[family].evaluation
     unknown = sorted(set(evaluation) - set(known))
     if unknown:
-        raise Refused("unknown-parameter", f"evaluation.{unknown[0]}", f"{family} has no such setting.", f"It has {', '.join(known) or 'none'}.")
+        raise Refused("unknown-parameter", _named("evaluation", unknown[0]), f"{family} has no such setting.", f"It has {', '.join(known) or 'none'}.")
     return {
         name: checked(parameter, evaluation.get(name, parameter.default_for(family)), f"evaluation.{name}")
         for name, parameter in known.items()
@@ -73,6 +74,11 @@ def checked(parameter: Parameter, value: Any, field: str) -> Any:
     if too_low or (high is not None and value > high):
         raise Refused("out-of-bounds", field, f"It must be {_bounds(parameter)}.", "See GET /v1/catalog.")
     return value if parameter.kind == "integer" else float(value)
+
+
+def _named(group: str, name: str) -> str:
+    """A field as a problem may repeat it: what does not look like a name of ours may be personal data."""
+    return f"{group}.{name}" if re.fullmatch(r"[a-z][a-z0-9_]{0,40}", name) else group
 
 
 def _bounds(parameter: Parameter) -> str:

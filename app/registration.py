@@ -13,9 +13,9 @@ from sqlalchemy.exc import IntegrityError
 
 from app import catalog, weights
 from app.deployment import Deployment
-from app.errors import Conflict, NotFound, Refused, StorageExhausted
+from app.errors import Conflict, NotFound, Refused
 from app.privacy.archive import Limits
-from app.privacy.checkpoint_guard import inspect_directory, unpack_model
+from app.privacy.checkpoint_guard import DirectoryFacts, inspect_directory, unpack_model
 from app.privacy.imagefolder import read_imagefolder
 from app.privacy.images import ImageLimits, index_of, write_set
 from app.privacy.sealing import fingerprint, seal
@@ -25,12 +25,16 @@ from app.records import checkpoint as checkpoints
 from app.records import dataset as datasets
 from app.records import intent as intents
 from app.records import model as models
+from app.records import upload as uploads
 from app.records.base import new_id
 from app.records.checkpoint import Checkpoint
 from app.records.dataset import Dataset, Role
 from app.records.model import Model
 from app.records.upload import Upload
-from app.storage import StorageFull
+from app.storage import BlobMissing
+
+Content = Path | bytes | Iterator[bytes]
+REJECT_LABELS = ("none", "reject", "unknown")  # a judge's own label for what is no image of any label
 
 
 @dataclass(frozen=True)
@@ -49,16 +53,20 @@ class NewModel:
     evaluation: dict[str, Any]
 
 
+def check_name(lethe: Deployment, role: Role, name: str | None) -> None:
+    """What can be refused before an archive is read."""
+    if role == Role.FORGET and name is not None:
+        raise Refused("name-refused", "name", "A forget set has no name: it may tell who someone is.", "Leave it out; the answer holds an id.")
+    if role != Role.FORGET and name is None:
+        raise Refused("name-missing", "name", f"A set of role {role} needs a name.", "Add ?name=...")
+    with lethe.store.read() as session:
+        if name and datasets.find(session, name):
+            raise _taken()
+
+
 def register_dataset(lethe: Deployment, archive: BinaryIO, role: Role, name: str | None, actor: str) -> str:
     """Decode, re-encode and keep an imagefolder; role forget is sealed before anything reaches the disk."""
     private = role == Role.FORGET
-    if not private and name is None:
-        raise Refused("name-missing", "name", f"A set of role {role} needs a name.", "Add ?name=...")
-    if private and name is not None:
-        raise Refused("name-refused", "name", "A forget set has no name: it may tell who someone is.", "Leave it out; the answer holds an id.")
-    with lethe.store.read() as session:
-        if name and datasets.find(session, name):
-            raise Conflict("A data set has this name already. Choose another.", code="name-taken")
     settings, key = lethe.settings, lethe.keyring.named_key("fingerprint")
     decoded = read_imagefolder(
         archive,
@@ -67,32 +75,39 @@ def register_dataset(lethe: Deployment, archive: BinaryIO, role: Role, name: str
         limits=Limits(entries=settings.max_entries),
         image_limits=ImageLimits(pixels=settings.max_pixels),
     )
-    dataset = Dataset(
-        id=new_id("ds"),
-        name=name,
-        role=role,
-        labels=[] if private else decoded.labels,
-        count=len(decoded.samples),
-        created_by=actor,
-    )
+    labels = [] if private else decoded.labels
+    dataset = Dataset(id=new_id("ds"), name=name, role=role, labels=labels, count=len(decoded.samples), created_by=actor)
     images, index = write_set(decoded), json.dumps(index_of(decoded)).encode()
     dataset.bytes = len(images)
-    if private:
-        data_key = lethe.keyring.new_key(dataset.id)
-        images = seal(data_key, images, f"dataset/{dataset.id}".encode())
-        index = seal(data_key, index, f"dataset-index/{dataset.id}".encode())
-    with _published(lethe, {dataset.blob: images, dataset.index_blob: index}, dataset.key_id) as blobs, lethe.store.write() as session:
-        datasets.add(session, dataset)
-        intents.fulfil(session, blobs)
+    with _new_key(lethe, dataset.key_id) as data_key:
+        if data_key is not None:
+            images = seal(data_key, images, f"dataset/{dataset.id}".encode())
+            index = seal(data_key, index, f"dataset-index/{dataset.id}".encode())
+        contents: dict[str, Content] = {dataset.blob: images, dataset.index_blob: index}
+        with _published(lethe, contents) as blobs, lethe.store.write() as session:
+            datasets.add(session, dataset)
+            intents.fulfil(session, blobs)
     return dataset.id
+
+
+def keep_upload(lethe: Deployment, record: Upload, body: BinaryIO) -> None:
+    """Keep a model's archive until it is registered; the sweeper deletes it after a day."""
+    pieces = iter(lambda: body.read(1 << 20), b"")
+    with _published(lethe, {record.blob: pieces}) as blobs, lethe.store.write() as session:
+        uploads.add(session, record)
+        intents.fulfil(session, blobs)
 
 
 def register_model(lethe: Deployment, new: NewModel, actor: str) -> str:
     """Check a directory against its family, pack it as version 1 and store the model. Refused leaves nothing."""
     family = catalog.FAMILIES.get(new.family)
     if family is None:
-        raise Refused("unknown-family", "family", f"There is no family {new.family!r}.", f"Choose one of {', '.join(catalog.FAMILIES)}.")
-    with _directory(lethe, new, actor) as directory, tempfile.TemporaryDirectory(dir=scratch(lethe)) as work:
+        raise Refused("unknown-family", "family", "There is no such family.", f"Choose one of {', '.join(catalog.FAMILIES)}.")
+    policy, evaluation = check_policy(new.family, new.policy), check_evaluation(new.family, new.evaluation)
+    with lethe.store.read() as session:
+        if models.find(session, new.name):
+            raise _taken()
+    with _directory(lethe, new, actor) as directory:
         facts = inspect_directory(directory, family, new.family)
         labels = facts.label_names or [str(number) for number in range(facts.labels)]
         model = Model(
@@ -100,15 +115,23 @@ def register_model(lethe: Deployment, new: NewModel, actor: str) -> str:
             name=new.name,
             family=new.family,
             labels=labels,
-            policy=check_policy(new.family, new.policy),
-            evaluation=check_evaluation(new.family, new.evaluation),
+            policy=policy,
+            evaluation=evaluation,
             created_by=actor,
             **resolve_sets(lethe, labels, {"train": new.train, "retain": new.retain, "test": new.test}, new.judge),
         )
-        names = {kind: f"{kind}s/{model.id}" for kind in ("pack", "manifest")}
+        _pack_and_store(lethe, model, directory, facts, new.upload)
+    if new.upload:
+        _drop_upload(lethe, new.upload)
+    return model.id
+
+
+def _pack_and_store(lethe: Deployment, model: Model, directory: Path, facts: DirectoryFacts, upload_id: str | None) -> None:
+    """Version 1: the whole directory as one pack, and the model's row; the upload that it came from is used up."""
+    names = {kind: f"{kind}s/{model.id}" for kind in ("pack", "manifest")}
+    with tempfile.TemporaryDirectory(dir=scratch(lethe)) as work:
         pack = Path(work) / "pack"
         manifest = weights.pack_base(directory, pack, names["pack"])
-        contents: dict[str, Path | bytes] = {names["pack"]: pack, names["manifest"]: weights.encode(manifest)}
         base = Checkpoint(
             id=new_id("ckpt"),
             model_id=model.id,
@@ -119,15 +142,21 @@ def register_model(lethe: Deployment, new: NewModel, actor: str) -> str:
             changes={"tensors_total": facts.tensors, "bytes_added": pack.stat().st_size, "bytes_full": facts.bytes},
             report={},
         )
-        with _published(lethe, contents, None) as blobs, lethe.store.write() as session:
+        contents: dict[str, Content] = {names["pack"]: pack, names["manifest"]: weights.encode(manifest)}
+        with _published(lethe, contents) as blobs, lethe.store.write() as session:
             models.add(session, model)
-            checkpoints.add(session, base, actor)
+            checkpoints.add(session, base, model.created_by)
             intents.fulfil(session, blobs)
-            if new.upload and (upload := session.get(Upload, new.upload)):
+            if upload_id and (upload := session.get(Upload, upload_id)):
+                intents.declare(session, [upload.blob])  # nobody's from now on: swept if we die before it is deleted
                 session.delete(upload)
-    if new.upload:
-        lethe.blobs.delete(f"uploads/{new.upload}")
-    return model.id
+
+
+def _drop_upload(lethe: Deployment, upload_id: str) -> None:
+    blob = Upload(id=upload_id).blob
+    lethe.blobs.delete(blob)
+    with lethe.store.write() as session:
+        intents.forget(session, blob)
 
 
 def resolve_sets(lethe: Deployment, labels: list[str], sets: dict[str, str | None], judge: str | None) -> dict[str, Any]:
@@ -146,14 +175,33 @@ def resolve_sets(lethe: Deployment, labels: list[str], sets: dict[str, str | Non
             ids[f"{role}_id"] = dataset.id
         if judge is not None:
             known = models.find(session, judge)
-            if known is None or known.family != "image_classifier":
+            if known is None or known.family != catalog.CLASSIFIER:
                 raise Refused("unknown-judge", "judge", "It must be a registered image_classifier.", "Register the judge first.")
+            if sum(label.lower() not in REJECT_LABELS for label in known.labels) != len(labels):
+                raise Refused("judge-mismatch", "judge", "It does not know as many labels as the model.", "Train it on the model's labels.")
             ids["judge_id"] = known.id
     return ids
 
 
+def _taken() -> Conflict:
+    return Conflict("Something has this name already. Choose another.", code="name-taken")
+
+
 @contextmanager
-def _published(lethe: Deployment, contents: dict[str, Any], key_id: str | None) -> Iterator[list[str]]:
+def _new_key(lethe: Deployment, key_id: str | None) -> Iterator[bytes | None]:
+    """A data key that is destroyed again when the block, which stores what it seals, fails."""
+    if key_id is None:
+        yield None
+        return
+    try:
+        yield lethe.keyring.new_key(key_id)
+    except BaseException:
+        lethe.keyring.destroy(key_id)
+        raise
+
+
+@contextmanager
+def _published(lethe: Deployment, contents: dict[str, Content]) -> Iterator[list[str]]:
     """Declare the blobs, store them, and undo both when the block, which references them, fails."""
     names = list(contents)
     with lethe.store.write() as session:
@@ -163,16 +211,12 @@ def _published(lethe: Deployment, contents: dict[str, Any], key_id: str | None) 
             lethe.blobs.put(name, content)
         yield names
     except BaseException as error:
-        if key_id:
-            lethe.keyring.destroy(key_id)
         for name in names:
             lethe.blobs.delete(name)
         with lethe.store.write() as session:
             intents.fulfil(session, names)
-        if isinstance(error, StorageFull):
-            raise StorageExhausted from error
         if isinstance(error, IntegrityError):
-            raise Conflict("Something has this name already. Choose another.", code="name-taken") from error
+            raise _taken() from error
         raise
 
 
@@ -182,10 +226,7 @@ def _directory(lethe: Deployment, new: NewModel, actor: str) -> Iterator[Path]:
     if (new.upload is None) == (new.path is None):
         raise Refused("source-missing", "source", "Give exactly one of upload and path.", "POST /v1/uploads gives an upload id.")
     if new.path is not None:
-        folder = Path(new.path).resolve()
-        if not any(folder.is_relative_to(root) for root in lethe.settings.allowed_roots) or not folder.is_dir():
-            raise Refused("path-refused", "source.path", "It is not a folder under LETHE_MODEL_ROOTS.", "Ask the operator, or upload the model.")
-        yield folder
+        yield _allowed(lethe, new.path)
         return
     with lethe.store.read() as session:
         upload = session.get(Upload, new.upload)
@@ -196,8 +237,21 @@ def _directory(lethe: Deployment, new: NewModel, actor: str) -> Iterator[Path]:
         with lethe.blobs.open(upload.blob) as archive:
             unpack_model(archive, target)
         yield target
+    except BlobMissing:  # another request registered it in this moment
+        raise NotFound("upload") from None
     finally:
         shutil.rmtree(target, ignore_errors=True)
+
+
+def _allowed(lethe: Deployment, path: str) -> Path:
+    refused = Refused("path-refused", "source.path", "It is not a folder under LETHE_MODEL_ROOTS.", "Ask the operator, or upload the model.")
+    try:
+        folder = Path(path).resolve()
+        if any(folder.is_relative_to(root) for root in lethe.settings.allowed_roots) and folder.is_dir():
+            return folder
+    except OSError:  # such as a name that is too long
+        raise refused from None
+    raise refused
 
 
 def scratch(lethe: Deployment) -> Path:

@@ -2,15 +2,18 @@
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import select as sql_select
+from sqlalchemy.orm import Session
 
 from app import catalog
 from app.deployment import Deployment
-from app.errors import NotFound, Refused
-from app.privacy.sealing import seal, unseal
+from app.errors import Conflict, NotFound, Refused
+from app.privacy.sealing import KeyGone, seal, unseal
 from app.privacy.selection import check, label_map, select
 from app.recipe import resolve_recipe
 from app.records import dataset as datasets
@@ -22,6 +25,11 @@ from app.records import tombstone as tombstones
 from app.records.base import new_id, now
 from app.records.dataset import Dataset, Role
 from app.records.model import Model
+from app.storage import BlobMissing
+
+DAY = 86400.0
+CLOCK_SKEW = 300.0  # seconds that a client's clock may be ahead
+LONGEST_DEADLINE = 3653 * DAY
 
 
 @dataclass(frozen=True)
@@ -42,67 +50,130 @@ class Wish:
     due_at: float | None
 
 
+@dataclass(frozen=True)
+class _Found:
+    """The records that a wish names."""
+
+    model: Model
+    reference: Model | None
+    source: Dataset
+    retain: Dataset
+    train: Dataset | None
+    marks: set[str]
+
+
 def submit(lethe: Deployment, wish: Wish, actor: str, sees_all: bool) -> str:
     """Returns the id of the request, durable once this returns. Raises Refused or NotFound; then nothing is stored."""
     with lethe.store.read() as session:
-        model = models.find(session, wish.model)
-        if model is None:
-            raise NotFound("model")
-        reference = models.find(session, wish.reference) if wish.reference else None
-        source = _forget_source(session, wish, model, actor, sees_all)
-        retain = session.get(Dataset, model.retain_id) if model.retain_id else None
-        marks = tombstones.of_model(session, model.id)
-    kind = _kind(wish, source)
-    recipe = resolve_recipe(model.family, wish.method, kind, wish.recipe)
+        found = _look_up(session, wish, actor, sees_all)
+        clock = session.scalar(sql_select(now())) or time.time()
+    kind = _kind(wish)
+    recipe = resolve_recipe(found.model.family, wish.method, kind, wish.recipe)
+    requested, due = _dates(wish, clock, lethe.settings.deadline_days)
+    what = {"concept": wish.concept, "ids": wish.samples, "label": wish.class_label}
+    request = requests.Request(
+        id=new_id("req"),
+        external_id=wish.external_id,
+        model_id=found.model.id,
+        status=requests.Status.QUEUED,
+        forget_kind=kind,
+        forget_count=_count_forgotten(lethe, found, kind, what),
+        forget_dataset_id=found.source.id,
+        method=wish.method,
+        recipe=recipe,
+        seed=wish.seed,
+        reference_id=found.reference.id if found.reference else None,
+        requested_at=requested,
+        due_at=due,
+        created_by=actor,
+        created_at=clock,
+    )
+    return _store(lethe, request, found.source, what)
+
+
+def _look_up(session: Session, wish: Wish, actor: str, sees_all: bool) -> _Found:
+    model = models.find(session, wish.model)
+    if model is None:
+        raise NotFound("model")
+    retain = session.get(Dataset, model.retain_id) if model.retain_id else None
     if retain is None:
         raise Refused("no-retain-set", "model", "It has no retain set.", "PATCH the model with one, then ask again.")
-    if wish.reference and (reference is None or reference.family != model.family):
-        raise Refused("unknown-reference", "reference", "It must be a registered model of the same family.", "Register the retrained network first.")
-    what = {"concept": wish.concept, "ids": wish.samples, "label": wish.class_label}
-    index = read_index(lethe, source)
-    label_map(index["labels"], model.labels, "forget", secret=True)
-    _check_single_label(model, kind, index)
-    selection = select(index, read_index(lethe, retain), what, marks)
+    if model.family == catalog.DIFFUSION and model.judge_id is None:
+        raise Refused("no-judge", "model", "A generator is measured by a judge, and it has none.", "PATCH the model with one, then ask again.")
+    return _Found(
+        model=model,
+        reference=_reference(session, wish, model),
+        source=_forget_source(session, wish, model, actor, sees_all),
+        retain=retain,
+        train=session.get(Dataset, model.train_id) if model.train_id else None,
+        marks=tombstones.of_model(session, model.id),
+    )
+
+
+def _reference(session: Session, wish: Wish, model: Model) -> Model | None:
+    if wish.reference is None:
+        return None
+    reference = models.find(session, wish.reference)
+    if reference is None or reference.id == model.id or (reference.family, reference.labels) != (model.family, model.labels):
+        raise Refused(
+            "unknown-reference",
+            "reference",
+            "It must be another registered model of the same family and labels.",
+            "Register the network that was retrained without the forget set first.",
+        )
+    return reference
+
+
+def _dates(wish: Wish, clock: float, deadline_days: int) -> tuple[float, float]:
+    """When the person asked, and until when it must be done."""
+    requested = clock if wish.requested_at is None else wish.requested_at
+    if not 0 <= requested <= clock + CLOCK_SKEW:
+        raise Refused("out-of-bounds", "requested_at", "It must not lie in the future, nor before 1970.", "Leave it out for now.")
+    due = requested + deadline_days * DAY if wish.due_at is None else wish.due_at
+    if not requested < due <= clock + LONGEST_DEADLINE:
+        raise Refused("out-of-bounds", "due_at", "It must lie after requested_at, at most ten years away.", "Leave it out for the default.")
+    return requested, due
+
+
+def _count_forgotten(lethe: Deployment, found: _Found, kind: str, what: dict[str, Any]) -> int:
+    """Number of samples that the request selects, once every rule on the selection holds."""
+    index = read_index(lethe, found.source)
+    label_map(index["labels"], found.model.labels, "forget", secret=True)
+    _check_single_label(found.model, kind, index)
+    selection = select(index, read_index(lethe, found.retain), what, found.marks)
     check(selection)
-    request_id = new_id("req")
-    sealed = seal(lethe.keyring.new_key(request_id), json.dumps(what).encode(), f"request/{request_id}".encode())
-    job_id = new_id("job")
-    lethe.keyring.new_key(job_id)
-    try:
+    if found.train is not None:
+        trained_on = {sample["fingerprint"] for sample in read_index(lethe, found.train)["samples"]}
+        if trained_on <= selection.fingerprints:
+            raise Refused("whole-training-set", "forget", "It covers the whole training set.", "Name fewer samples, or retire the model.")
+    return len(selection.forget)
+
+
+def _store(lethe: Deployment, request: requests.Request, source: Dataset, what: dict[str, Any]) -> str:
+    """One transaction: the set is adopted, the request received, its job queued and the bell ordered."""
+    job = new_job(new_id("job"), request.id, request.model_id, request.due_at, request.created_at)
+    with _new_keys(lethe, request.key_id, job.key_id):
+        request.sealed = seal(lethe.keyring.key(request.key_id), json.dumps(what).encode(), f"request/{request.id}".encode())
         with lethe.store.write() as session:
-            clock = session.scalar(sql_select(now())) or time.time()
-            requested = wish.requested_at or clock
-            due = wish.due_at or requested + lethe.settings.deadline_days * 86400
-            if source.sealed and not datasets.adopt(session, source, request_id):
+            if source.sealed and not datasets.adopt(session, source, request.id):
                 raise Refused("dataset-adopted", "forget.dataset", "Another request has this forget set.", "Upload it again.", 409)
-            requests.add(
-                session,
-                requests.Request(
-                    id=request_id,
-                    external_id=wish.external_id,
-                    model_id=model.id,
-                    status=requests.Status.QUEUED,
-                    sealed=sealed,
-                    forget_kind=kind,
-                    forget_count=len(selection.forget),
-                    forget_dataset_id=source.id,
-                    method=wish.method,
-                    recipe=recipe,
-                    seed=wish.seed,
-                    reference_id=reference.id if reference else None,
-                    requested_at=requested,
-                    due_at=due,
-                    created_by=actor,
-                    created_at=clock,
-                ),
-            )
-            jobs.add(session, new_job(job_id, request_id, model.id, due, clock))
+            requests.add(session, request)
+            jobs.add(session, job)
             outbox.put(session, "ring")
+    return request.id
+
+
+@contextmanager
+def _new_keys(lethe: Deployment, *key_ids: str) -> Iterator[None]:
+    """Keys that are destroyed again when the block, which stores what they seal, fails."""
+    try:
+        for key_id in key_ids:
+            lethe.keyring.new_key(key_id)
+        yield
     except BaseException:
-        lethe.keyring.destroy(request_id)
-        lethe.keyring.destroy(job_id)
+        for key_id in key_ids:
+            lethe.keyring.destroy(key_id)
         raise
-    return request_id
 
 
 def new_job(job_id: str, request_id: str, model_id: str, deadline: float, clock: float) -> jobs.Job:
@@ -118,34 +189,36 @@ def new_job(job_id: str, request_id: str, model_id: str, deadline: float, clock:
 
 
 def retry(lethe: Deployment, request: requests.Request, actor: str) -> str:
-    """Queue an ended request again with a new job. Refused when its forget set was purged."""
-    if request.purged_at is not None:
-        raise Refused("forget-set-purged", "request", "Its forget set was purged.", "Post a new request with a new upload.", 409)
+    """Queue a failed request again with a new job. Refused when its forget set is gone; Conflict when it did not fail."""
     job_id = new_id("job")
-    lethe.keyring.new_key(job_id)
-    try:
-        with lethe.store.write() as session:
-            requests.move(session, request.id, requests.Status.QUEUED, actor, "retried")
-            clock = session.scalar(sql_select(now())) or time.time()
-            jobs.add(session, new_job(job_id, request.id, request.model_id, request.due_at, clock))
-            outbox.put(session, "ring")
-    except BaseException:
-        lethe.keyring.destroy(job_id)
-        raise
+    with _new_keys(lethe, job_id), lethe.store.write() as session:
+        present = session.get_one(requests.Request, request.id, with_for_update=True)
+        if present.status not in (requests.Status.FAILED, requests.Status.EVALUATION_FAILED):
+            raise Conflict("Only a request that failed can be retried.", code="illegal-transition")
+        source = session.get(Dataset, present.forget_dataset_id)
+        if present.purged_at is not None or source is None or source.purged_at is not None:
+            raise Refused("forget-set-purged", "request", "Its forget set was purged.", "Post a new request with a new upload.", 409)
+        requests.move(session, request.id, requests.Status.QUEUED, actor, "retried")
+        clock = session.scalar(sql_select(now())) or time.time()
+        jobs.add(session, new_job(job_id, request.id, request.model_id, request.due_at, clock))
+        outbox.put(session, "ring")
     return job_id
 
 
 def read_index(lethe: Deployment, dataset: Dataset) -> dict[str, Any]:
-    """Labels, sample ids and keyed digests of a set; a sealed one is opened in memory."""
-    with lethe.blobs.open(dataset.index_blob) as file:
-        raw = file.read()
-    if dataset.key_id:
-        raw = unseal(lethe.keyring.key(dataset.key_id), raw, f"dataset-index/{dataset.id}".encode())
+    """Labels, sample ids and keyed digests of a set; a sealed one is opened in memory. NotFound once it is purged."""
+    try:
+        with lethe.blobs.open(dataset.index_blob) as file:
+            raw = file.read()
+        if dataset.key_id:
+            raw = unseal(lethe.keyring.key(dataset.key_id), raw, f"dataset-index/{dataset.id}".encode())
+    except (KeyGone, BlobMissing):
+        raise NotFound("data set") from None
     index: dict[str, Any] = json.loads(raw)
     return index
 
 
-def _forget_source(session: Any, wish: Wish, model: Model, actor: str, sees_all: bool) -> Dataset:
+def _forget_source(session: Session, wish: Wish, model: Model, actor: str, sees_all: bool) -> Dataset:
     named = wish.dataset or model.train_id or model.retain_id
     source = datasets.find(session, named) if named else None
     if source is None or (source.sealed and source.created_by != actor and not sees_all):
@@ -155,7 +228,7 @@ def _forget_source(session: Any, wish: Wish, model: Model, actor: str, sees_all:
     return source
 
 
-def _kind(wish: Wish, source: Dataset) -> str:
+def _kind(wish: Wish) -> str:
     if wish.samples is not None:
         return "samples"
     return "class_label" if wish.class_label is not None else "dataset"

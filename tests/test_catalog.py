@@ -88,10 +88,18 @@ def test_a_method_says_its_source_and_has_a_page(name: str) -> None:
     assert set(method.families) <= set(FAMILIES)
     page = (ROOT / "docs" / "methods" / f"{name}.md").read_text()
     docstring = importlib.import_module(f"worker.methods.{name}").__doc__ or ""
-    assert re.findall(r"`([a-z_]+)`(?= \|)", page) == list(method.parameters)
+    rows = re.findall(r"^\| `([a-z_]+)` \| (\S+) \| (\S+) \|", page, re.MULTILINE)
+    assert rows == [
+        (key, *(shown(parameter.default_for(family)) for family in ("image_classifier", "class_diffusion")))
+        for key, parameter in method.parameters.items()
+    ]
     for paper in re.findall(r"\d{4}\.\d{5}", method.source):
         assert paper in docstring
         assert paper in page
+
+
+def shown(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value).lower()
 
 
 def test_policies_name_metrics_of_their_family() -> None:

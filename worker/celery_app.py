@@ -30,6 +30,7 @@ logs.configure()
 warnings.filterwarnings("ignore", category=SecurityWarning)  # about root and pickle: only JSON is accepted here
 log = structlog.get_logger()
 draining = multiprocessing.get_context("fork").Event()  # made before the pool forks, so both sides share it
+main_process = os.getpid()  # this module is loaded before the pool forks
 supervisors: list[Supervisor] = []  # of this process: one in a pool child, none in the main process
 
 celery_app = make_celery(settings())
@@ -56,15 +57,13 @@ def begin(**_: Any) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != int(parent):
             os.kill(os.getpid(), signal.SIGTERM)
-    settings().scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
 @worker_process_init.connect
 def start_supervisor(**_: Any) -> None:
     """In the pool child's main thread, whose end is the runner's end."""
-    parent = os.getppid()
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if parent == 1:
+    if os.getppid() != main_process:  # which may be number 1, in a container
         os._exit(1)
     name = f"worker:{socket.gethostname()}:{os.getpid()}"
     supervisors.append(Supervisor(settings(), name, draining.is_set))

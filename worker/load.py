@@ -2,7 +2,6 @@
 
 import base64
 import shutil
-import tempfile
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -48,10 +47,10 @@ class Material:
 
 
 class Warm:
-    """The networks of earlier jobs, newest last, each with its directory in a private folder of this process."""
+    """The networks of earlier jobs, newest last, each with its directory in the private `folder`."""
 
-    def __init__(self) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="lethe-runner-"))
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
         self._held: OrderedDict[tuple[str, str], Loaded] = OrderedDict()
 
     def get(self, key: tuple[str, str], make: Callable[[Path], Loaded]) -> Loaded:
@@ -62,9 +61,6 @@ class Warm:
             _, oldest = self._held.popitem(last=False)
             shutil.rmtree(oldest.directory, ignore_errors=True)
         return self._held[key]
-
-    def close(self) -> None:
-        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def load(

@@ -12,6 +12,7 @@ import resource
 import signal
 import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -98,7 +99,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.umask(0o077)
     logs.configure()
-    pipe, warm = Pipe(), Warm()
+    pipe, warm = Pipe(), Warm(Path(sys.argv[2]) / "networks")
     while True:
         attempt(pipe.jobs.get(), warm, pipe)
 

@@ -7,6 +7,7 @@ key, the concept or another job.
 import base64
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from app import catalog
@@ -32,7 +33,9 @@ class Specification:
     fingerprints: set[str]  # of the forget set, for tombstones
 
 
-def specify(store: Store, lease: Lease, keyring: Keyring, blobs: LocalBlobs, settings: Settings) -> Specification:
+def specify(
+    store: Store, lease: Lease, keyring: Keyring, blobs: LocalBlobs, settings: Settings, scratch: Path
+) -> Specification:
     """Raises JobError `forget_set_purged` when a key is gone."""
     with store.read() as session:
         job = session.get_one(jobs.Job, lease.job_id)
@@ -70,7 +73,7 @@ def specify(store: Store, lease: Lease, keyring: Keyring, blobs: LocalBlobs, set
         "threads": settings.threads,
         "resume_seconds": settings.resume_seconds,
         "blob_root": str(settings.blob_root),
-        "scratch": str(settings.scratch / f"{job.id}-{lease.token}"),
+        "scratch": str(scratch),
         "sets": {
             name: _set_message(name, dataset, indexes[name], model, keys.get(name), chosen)
             for name, dataset in sets.items()

@@ -4,9 +4,12 @@ The supervisor knows the database and the keys and never imports torch; the runn
 and deadline arrive with the heartbeat: a cooperative stop first, TERM after the grace time, then KILL.
 """
 
+import os
 import shutil
+import socket
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -33,7 +36,8 @@ class Supervisor:
         self.store = Store(settings.database)
         self.blobs = LocalBlobs(settings.blob_root)
         self.keyring = Keyring(settings.key_root)
-        self.runner = Runner()
+        self.scratch = private_scratch(settings.scratch)
+        self.runner = Runner(self.scratch)
 
     def look(self) -> int:
         """Take jobs until none is claimable. Returns how many ended or went back here."""
@@ -50,10 +54,12 @@ class Supervisor:
     def close(self) -> None:
         self.runner.kill()
         self.store.close()
+        shutil.rmtree(self.scratch, ignore_errors=True)
 
     def _hold(self, lease: Lease) -> None:
         try:
-            specification = specify(self.store, lease, self.keyring, self.blobs, self.settings)
+            work = self.scratch / f"{lease.job_id}-{lease.token}"
+            specification = specify(self.store, lease, self.keyring, self.blobs, self.settings, work)
             self._watch(lease, specification)
         except LeaseLost:
             log.warning("lease.lost", token=lease.token)
@@ -62,7 +68,7 @@ class Supervisor:
             lease.fail(error)
             log.warning("job.failed", code=error.code)
         finally:
-            shutil.rmtree(self.settings.scratch / f"{lease.job_id}-{lease.token}", ignore_errors=True)
+            shutil.rmtree(self.scratch / f"{lease.job_id}-{lease.token}", ignore_errors=True)
         purge.after_job(self.store, self.keyring, self.blobs, lease.job_id, self.settings)
 
     def _watch(self, lease: Lease, specification: Specification) -> None:
@@ -94,6 +100,8 @@ class Supervisor:
             lease.tell("stage", data, stage=data["stage"], progress={})
         elif kind == "progress":
             lease.tell("progress", data, progress=data)
+        elif kind == "note":
+            lease.tell("note", data)
         elif kind == "saved":
             blob = register.keep_resume_state(self.blobs, lease, data["path"])
             lease.tell("resume_saved", {"step": data["step"]}, resume_blob=blob)
@@ -135,7 +143,9 @@ class Supervisor:
 
     def _replace_runner(self) -> None:
         self.runner.kill()
-        self.runner = Runner()
+        shutil.rmtree(self.scratch, ignore_errors=True)
+        self.scratch.mkdir(mode=0o700)
+        self.runner = Runner(self.scratch)
 
 
 class _Stop:
@@ -160,3 +170,17 @@ class _Stop:
         elif waited > self._grace and self._pressed < 1:
             self._pressed = 1
             self._runner.terminate()
+
+
+def private_scratch(root: Path) -> Path:
+    """A fresh private folder for this process; those that dead processes of this host left are removed."""
+    host = socket.gethostname()
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for left in root.glob(f"{host}-*"):
+        number = left.name.removeprefix(f"{host}-")
+        if number.isdigit() and not Path(f"/proc/{number}").exists():
+            shutil.rmtree(left, ignore_errors=True)
+    mine = root / f"{host}-{os.getpid()}"
+    shutil.rmtree(mine, ignore_errors=True)
+    mine.mkdir(mode=0o700)
+    return mine

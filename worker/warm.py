@@ -12,13 +12,14 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 
 class Runner:
-    def __init__(self) -> None:
+    def __init__(self, scratch: Path) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "worker.runner", str(os.getpid())],
+            [sys.executable, "-m", "worker.runner", str(os.getpid()), str(scratch)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             process_group=0,

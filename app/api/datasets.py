@@ -8,19 +8,26 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, Field
 
-from app.api.dependencies import After, Lethe, Limit, Page, moment, need, paged
+from app.api.dependencies import After, Lethe, Limit, Page, moment, need, paged, position
+from app.api.openapi import refusals
 from app.deployment import Deployment
-from app.errors import Conflict, NotFound, TooLarge, UnsupportedMedia
+from app.errors import Conflict, Forbidden, NotFound, TooLarge, UnsupportedMedia
 from app.privacy import purge
 from app.records import dataset as datasets
 from app.records import model as models
 from app.records.api_key import ApiKey
 from app.records.dataset import Dataset, Role
-from app.registration import register_dataset, scratch
+from app.registration import check_name, register_dataset, scratch
 from app.submission import read_index
 
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
 ARCHIVES = ("application/zip", "application/x-zip-compressed", "application/x-tar", "application/gzip", "application/octet-stream")
+ARCHIVE_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in ARCHIVES},
+    }
+}
 Name = Annotated[str | None, Query(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Writer = Annotated[ApiKey, Depends(need("datasets:write"))]
 Reader = Annotated[ApiKey, Depends(need("datasets:read"))]
@@ -39,24 +46,19 @@ class DatasetOut(BaseModel):
     purged_at: str | None
 
 
-@router.post(
-    "",
-    status_code=201,
-    response_model=DatasetOut,
-    openapi_extra={
-        "requestBody": {
-            "required": True,
-            "content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in ARCHIVES},
-        }
-    },
-)
+class SampleOut(BaseModel):
+    position: int
+    id: str = Field(description="What `forget.samples` of a request may name.")
+    label: str
+
+
+@router.post("", status_code=201, response_model=DatasetOut, openapi_extra=ARCHIVE_BODY, responses=refusals(409, 507))
 async def upload(request: Request, response: Response, lethe: Lethe, key: Writer, role: Role, name: Name = None) -> dict[str, Any]:
     """Upload an image set: the body is a zip, tar or tar.gz imagefolder (one folder per label, or
     `metadata.jsonl`/`metadata.csv` with `file_name` and `label`). Images are re-encoded without metadata. A set of
     role `forget` is sealed before anything reaches the disk, has no name, and is purged after 24 hours unless a
     request adopts it."""
-    if request.headers.get("content-type", "").split(";")[0] not in ARCHIVES:
-        raise UnsupportedMedia("a zip or tar archive, sent as " + ", ".join(ARCHIVES))
+    await run_in_threadpool(check_name, lethe, role, name)
     limit = lethe.settings.max_forget_bytes if role == Role.FORGET else lethe.settings.max_upload_bytes
     with BytesIO() if role == Role.FORGET else tempfile.TemporaryFile(dir=scratch(lethe)) as body:
         await receive(request, body, limit)
@@ -66,8 +68,11 @@ async def upload(request: Request, response: Response, lethe: Lethe, key: Writer
 
 
 async def receive(request: Request, body: BinaryIO, limit: int) -> int:
-    """The request's body into a file, in pieces; TooLarge as soon as it passes the limit."""
-    if int(request.headers.get("content-length", "0") or 0) > limit:
+    """The archive in the request's body into a file, in pieces; TooLarge as soon as it passes the limit."""
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() not in ARCHIVES:
+        raise UnsupportedMedia("a zip or tar archive, sent as " + ", ".join(ARCHIVES))
+    declared = request.headers.get("content-length", "")
+    if declared.isascii() and declared.isdigit() and (len(declared) > 18 or int(declared) > limit):
         raise TooLarge("body", limit)
     size = 0
     async for piece in request.stream():
@@ -79,7 +84,7 @@ async def receive(request: Request, body: BinaryIO, limit: int) -> int:
     return size
 
 
-@router.get("", response_model=Page)
+@router.get("", response_model=Page[DatasetOut])
 def list_datasets(
     request: Request, response: Response, lethe: Lethe, key: Reader, limit: Limit = 50, after: After = None, role: Role | None = None
 ) -> dict[str, Any]:
@@ -97,7 +102,7 @@ def get_dataset(name: str, lethe: Lethe, key: Reader) -> dict[str, Any]:
     return _one(lethe, name, key)
 
 
-@router.get("/{name}/samples", response_model=Page)
+@router.get("/{name}/samples", response_model=Page[SampleOut])
 def list_samples(
     name: str, request: Request, response: Response, lethe: Lethe, key: Reader, limit: Limit = 200, after: After = None
 ) -> dict[str, Any]:
@@ -106,7 +111,7 @@ def list_samples(
     if dataset.sealed:
         raise NotFound("sample list")
     index = read_index(lethe, dataset)
-    first = int(after) if after and after.isdigit() else 0
+    first = position(after)
     found = [
         {"position": first + at, "id": sample["id"], "label": index["labels"][sample["label"]]}
         for at, sample in enumerate(index["samples"][first : first + limit + 1])
@@ -114,10 +119,13 @@ def list_samples(
     return paged(found, limit, lambda sample: str(sample["position"] + 1), request, response)
 
 
-@router.delete("/{name}", status_code=204)
+@router.delete("/{name}", status_code=204, responses=refusals(409))
 def delete_dataset(name: str, lethe: Lethe, key: Writer) -> None:
-    """Erase a set: its key, if sealed, then its bytes. Refused while a model or a request uses it."""
+    """Erase a set: its key, if sealed, then its bytes. Refused while a model or a request uses it. Sets of other keys
+    need the scope requests:admin."""
     dataset = _find(lethe, name, key)
+    if dataset.created_by != key.actor and "requests:admin" not in key.scopes:
+        raise Forbidden("requests:admin")
     with lethe.store.read() as session:
         used = models.uses_dataset(session, dataset.id) or datasets.used_by_request(session, dataset.id)
     if used:

@@ -2,14 +2,14 @@
 
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Generic, TypeVar
 
 from fastapi import Depends, Query, Request, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from pydantic import BaseModel, Field
+from pydantic import AfterValidator, BaseModel, Field
 
 from app.deployment import Deployment
-from app.errors import Forbidden, Unauthorized
+from app.errors import Forbidden, Refused, Unauthorized
 from app.records import api_key as api_keys
 from app.records.api_key import ApiKey
 
@@ -45,10 +45,20 @@ def need(scope: str) -> Callable[..., ApiKey]:
     return key_with_scope
 
 
-class Page(BaseModel):
+def _without_nul(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("it must not contain the character NUL")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_without_nul)]  # what may be looked up or stored: Postgres stores no NUL
+Item = TypeVar("Item")
+
+
+class Page(BaseModel, Generic[Item]):
     """One page of a list. `next` is the cursor for `after`; null on the last page."""
 
-    data: list[Any]
+    data: list[Item]
     has_more: bool
     next: str | None = Field(description="Pass as `after` to get the next page.")
 
@@ -64,6 +74,15 @@ def paged(items: list[Any], limit: int, cursor: Callable[[Any], str], request: R
     if following is not None:
         response.headers["Link"] = f'<{request.url.include_query_params(after=following)}>; rel="next"'
     return {"data": shown, "has_more": more, "next": following}
+
+
+def position(after: str | None) -> int:
+    """A cursor that is a number: what comes after it. 0 without one."""
+    if after is None:
+        return 0
+    if not (after.isascii() and after.isdigit() and len(after) < 10):
+        raise Refused("bad-cursor", "after", "It is not a cursor of this list.", "Pass `next` of the page before.")
+    return int(after)
 
 
 def moment(seconds: float | None) -> str | None:

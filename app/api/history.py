@@ -3,16 +3,26 @@
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
-from pydantic import AwareDatetime
+from pydantic import AwareDatetime, BaseModel, Field
 
-from app.api.dependencies import After, Lethe, Limit, Page, moment, need, paged
+from app.api.dependencies import After, Lethe, Limit, Page, moment, need, paged, position
 from app.records import history
 from app.records.api_key import ApiKey
 
 router = APIRouter(prefix="/v1/history", tags=["history"])
 
 
-@router.get("", response_model=Page)
+class EntryOut(BaseModel):
+    id: int = Field(description="Rises with every entry.")
+    at: str
+    actor: str = Field(description="`key:<id>`, a worker, `sweeper`, `system` or `operator`.")
+    action: str = Field(description="`<thing>.<what happened>`, such as request.received or checkpoint.downloaded.")
+    resource: str = Field(description="Id of what it happened to.")
+    request: str | None = Field(description="The deletion request that it belongs to.")
+    details: dict[str, Any]
+
+
+@router.get("", response_model=Page[EntryOut])
 def list_history(
     request: Request,
     response: Response,
@@ -32,7 +42,7 @@ def list_history(
     with lethe.store.read() as session:
         found = history.page(
             session,
-            after=int(after) if after and after.isdigit() and len(after) < 16 else None,
+            after=position(after),
             limit=limit + 1,
             actor=actor,
             action=action,

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel, Field
 
-from app.api.dependencies import After, Lethe, Limit, Page, moment, need, paged
+from app.api.dependencies import After, Lethe, Limit, Page, moment, need, paged, position
 from app.deployment import Deployment
 from app.errors import NotFound
 from app.records import job as jobs
@@ -33,9 +33,16 @@ class JobOut(BaseModel):
     finished_at: str | None
 
 
+class EventOut(BaseModel):
+    seq: int = Field(description="1, 2, 3, ... without gaps.")
+    at: str
+    kind: str = Field(description="stage, progress or note.")
+    data: dict[str, Any] = Field(description="stage: its name. progress: step, total, seconds_left and the step's figures.")
+
+
 @router.get("/{job_id}", response_model=JobOut)
 def get_job(job_id: str, response: Response, lethe: Lethe, key: Reader) -> dict[str, Any]:
-    """One job."""
+    """One job: its stage, how far it is, and why it failed."""
     job = _find(lethe, job_id, key)
     if job.status in (jobs.Status.QUEUED, jobs.Status.RUNNING):
         response.headers["Retry-After"] = "1"
@@ -56,15 +63,14 @@ def get_job(job_id: str, response: Response, lethe: Lethe, key: Reader) -> dict[
     }
 
 
-@router.get("/{job_id}/events", response_model=Page)
+@router.get("/{job_id}/events", response_model=Page[EventOut])
 def list_events(
     job_id: str, request: Request, response: Response, lethe: Lethe, key: Reader, limit: Limit = 100, after: After = None
 ) -> dict[str, Any]:
     """Events in order, numbered without gaps. `after` is the number of the last one you have."""
     job = _find(lethe, job_id, key)
     with lethe.store.read() as session:
-        first = int(after) if after and after.isdigit() and len(after) < 16 else 0
-        found = job_event.page(session, job.id, after=first, limit=limit + 1)
+        found = job_event.page(session, job.id, after=position(after), limit=limit + 1)
     page = paged(found, limit, lambda event: str(event.seq), request, response)
     events = [{"seq": event.seq, "at": moment(event.at), "kind": event.kind, "data": event.data} for event in page["data"]]
     return {**page, "data": events}

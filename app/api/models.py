@@ -1,25 +1,25 @@
 """/v1/models and /v1/uploads: base networks, the sets that judge them, and their policy."""
 
 import tempfile
-from typing import Annotated, Any, BinaryIO, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Header, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.api.datasets import ARCHIVES, receive
-from app.api.dependencies import After, Lethe, Limit, Page, moment, need, paged
+from app.api.datasets import ARCHIVE_BODY, receive
+from app.api.dependencies import After, Lethe, Limit, Page, Text, moment, need, paged
+from app.api.openapi import refusals
 from app.deployment import Deployment
-from app.errors import LetheError, NotFound, PreconditionFailed, Refused, UnsupportedMedia
+from app.errors import NotFound, PreconditionFailed, Refused
 from app.recipe import check_evaluation, check_policy
 from app.records import checkpoint as checkpoints
 from app.records import model as models
-from app.records import upload as uploads
 from app.records.api_key import ApiKey
 from app.records.base import new_id
 from app.records.model import Model
 from app.records.upload import Upload
-from app.registration import NewModel, register_model, resolve_sets, scratch
+from app.registration import NewModel, keep_upload, register_model, resolve_sets, scratch
 
 router = APIRouter(prefix="/v1", tags=["models"])
 Writer = Annotated[ApiKey, Depends(need("models:write"))]
@@ -29,15 +29,17 @@ Slug = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9]
 
 class ThresholdIn(BaseModel):
     model_config = ConfigDict(extra="forbid")
-    metric: str
-    rule: Literal["at_least", "at_most", "drop_at_most", "share_of_before"]
-    value: float = Field(allow_inf_nan=False)
+    metric: str = Field(description="See GET /v1/catalog.")
+    rule: Literal["at_least", "at_most", "drop_at_most", "share_of_before"] = Field(
+        description="On the value after; drop_at_most: points below the base's; share_of_before: share of the base's."
+    )
+    value: float = Field(strict=True, allow_inf_nan=False)
 
 
 class Source(BaseModel):
     model_config = ConfigDict(extra="forbid")
-    upload: str | None = Field(None, description="Id from POST /v1/uploads.")
-    path: str | None = Field(None, description="Folder on the server, under one of LETHE_MODEL_ROOTS.")
+    upload: Text | None = Field(None, description="Id from POST /v1/uploads.")
+    path: Text | None = Field(None, description="Folder on the server, under one of LETHE_MODEL_ROOTS.")
 
 
 class ModelIn(BaseModel):
@@ -45,22 +47,24 @@ class ModelIn(BaseModel):
     name: Slug
     family: str = Field(description="See GET /v1/catalog.")
     source: Source
-    train: str | None = Field(None, description="Data set that the network was trained on, by id or name.")
-    retain: str | None = Field(None, description="Data set to keep; a request needs one.")
-    test: str | None = Field(None, description="Data set that the network never saw.")
-    judge: str | None = Field(None, description="Registered image_classifier that judges generated images.")
-    policy: dict[str, list[ThresholdIn]] = Field({}, description="Thresholds by kind of forgetting; else the family's defaults.")
+    train: Text | None = Field(None, description="Data set that the network was trained on, by id or name.")
+    retain: Text | None = Field(None, description="Data set to keep; a request needs one.")
+    test: Text | None = Field(None, description="Data set that the network never saw.")
+    judge: Text | None = Field(None, description="Registered image_classifier that judges generated images.")
+    policy: dict[Text, list[ThresholdIn]] = Field({}, description="Thresholds by kind of forgetting; else the family's defaults.")
     evaluation: dict[str, Any] = Field({}, description="How outputs are produced for the report; else the family's defaults.")
 
 
 class ModelPatch(BaseModel):
     model_config = ConfigDict(extra="forbid")
-    train: str | None = None
-    retain: str | None = None
-    test: str | None = None
-    judge: str | None = None
-    policy: dict[str, list[ThresholdIn]] | None = None
-    evaluation: dict[str, Any] | None = None
+    """Only what is named changes; null takes a set or the judge away."""
+
+    train: Text | None = None
+    retain: Text | None = None
+    test: Text | None = None
+    judge: Text | None = None
+    policy: dict[Text, list[ThresholdIn]] | None = Field(None, description="Replaces the kinds it names; the others go back to the family's defaults.")
+    evaluation: dict[str, Any] | None = Field(None, description="Settings it does not name go back to the family's defaults.")
 
 
 class ModelOut(BaseModel):
@@ -83,29 +87,17 @@ class UploadOut(BaseModel):
     bytes: int
 
 
-@router.post(
-    "/uploads",
-    status_code=201,
-    response_model=UploadOut,
-    openapi_extra={
-        "requestBody": {
-            "required": True,
-            "content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in ARCHIVES},
-        }
-    },
-)
+@router.post("/uploads", status_code=201, response_model=UploadOut, openapi_extra=ARCHIVE_BODY, responses=refusals(507))
 async def upload(request: Request, lethe: Lethe, key: Writer) -> dict[str, Any]:
     """Upload a model directory (config and safetensors) as a zip or tar; name its id in POST /v1/models within a day."""
-    if request.headers.get("content-type", "").split(";")[0] not in ARCHIVES:
-        raise UnsupportedMedia("a zip or tar archive, sent as " + ", ".join(ARCHIVES))
     record = Upload(id=new_id("up"), created_by=key.actor)
     with tempfile.TemporaryFile(dir=scratch(lethe)) as body:
         record.bytes = await receive(request, body, lethe.settings.max_upload_bytes)
-        await run_in_threadpool(_keep, lethe, record, body)
+        await run_in_threadpool(keep_upload, lethe, record, body)
     return {"id": record.id, "bytes": record.bytes}
 
 
-@router.post("/models", status_code=201, response_model=ModelOut)
+@router.post("/models", status_code=201, response_model=ModelOut, responses=refusals(404, 409, 413, 507))
 def register(body: ModelIn, response: Response, lethe: Lethe, key: Writer) -> dict[str, Any]:
     """Register a base model as version 1. Only safetensors and known configs are accepted; the config must match
     the weights and name a class of the family; every data set's labels must be the model's."""
@@ -127,7 +119,7 @@ def register(body: ModelIn, response: Response, lethe: Lethe, key: Writer) -> di
     return _one(lethe, model_id, response)
 
 
-@router.get("/models", response_model=Page)
+@router.get("/models", response_model=Page[ModelOut])
 def list_models(request: Request, response: Response, lethe: Lethe, key: Reader, limit: Limit = 50, after: After = None) -> dict[str, Any]:
     """Registered models, newest first."""
     with lethe.store.read() as session:
@@ -143,16 +135,27 @@ def get_model(name: str, response: Response, lethe: Lethe, key: Reader) -> dict[
     return _one(lethe, name, response)
 
 
-@router.patch("/models/{name}", response_model=ModelOut)
+@router.patch("/models/{name}", response_model=ModelOut, responses=refusals(412, 428))
 def change_model(
     name: str, body: ModelPatch, response: Response, lethe: Lethe, key: Writer, if_match: Annotated[str | None, Header()] = None
 ) -> dict[str, Any]:
     """Change the sets, the judge, the policy or the evaluation. Needs If-Match with the model's ETag."""
     if if_match is None:
-        raise LetheError("Send If-Match with the model's ETag.", code="precondition-required", status=428)
-    sent = body.model_fields_set
+        raise Refused("precondition-required", "If-Match", "It must name the model's ETag.", "GET the model first.", 428)
     with lethe.store.read() as session:
         model = _find(session, name)
+    changes = _changes(lethe, model, body)
+    with lethe.store.write() as session:
+        model = session.get_one(Model, model.id, with_for_update=True)
+        if if_match.strip() not in ("*", f'"{model.revision}"', str(model.revision)):
+            raise PreconditionFailed
+        models.change(session, model, changes, key.actor)
+    return _one(lethe, model.id, response)
+
+
+def _changes(lethe: Deployment, model: Model, body: ModelPatch) -> dict[str, Any]:
+    """Columns and their new values, all checked."""
+    sent = body.model_fields_set
     changes: dict[str, Any] = resolve_sets(
         lethe, model.labels, {role: getattr(body, role) for role in ("train", "retain", "test")}, body.judge
     )
@@ -164,18 +167,7 @@ def change_model(
         changes["evaluation"] = check_evaluation(model.family, body.evaluation)
     if not changes:
         raise Refused("empty-change", "body", "It changes nothing.", "Name a field to change.")
-    with lethe.store.write() as session:
-        model = _find(session, name)
-        if if_match.strip('"') != str(model.revision):
-            raise PreconditionFailed
-        models.change(session, model, changes, key.actor)
-    return _one(lethe, name, response)
-
-
-def _keep(lethe: Deployment, record: Upload, body: BinaryIO) -> None:
-    lethe.blobs.put(record.blob, iter(lambda: body.read(1 << 20), b""))
-    with lethe.store.write() as session:
-        uploads.add(session, record)
+    return changes
 
 
 def _find(session: Any, name: str) -> Model:

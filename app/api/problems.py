@@ -1,51 +1,33 @@
 """Every error as application/problem+json (RFC 9457), with the request's id."""
 
+import errno
+import re
 import traceback
-import uuid
 from typing import Any
 
 import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi_problem.handler import add_exception_handler, new_exception_handler
+from fastapi_problem.handler import new_exception_handler
 from rfc9457 import Problem, StatusProblem
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import StorageExhausted
+from app.api.edge import Edge
+from app.errors import StorageExhausted, Unavailable
 from app.storage import StorageFull
 
 log = structlog.get_logger()
 TYPE = "urn:lethe:problem:{type}"
-
-
-class RequestId:
-    """Gives every request an id, in the log and in the answer's X-Request-Id."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        request_id = uuid.uuid4().hex
-        scope.setdefault("state", {})["request_id"] = request_id
-
-        async def with_id(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id.encode())]
-            await send(message)
-
-        with structlog.contextvars.bound_contextvars(http=request_id):
-            await self.app(scope, receive, with_id)
+_CODES = {400: "not-json", 404: "not-found", 405: "method-not-allowed", 413: "too-large"}
+_FIELD = re.compile(r"[A-Za-z0-9_.\[\]-]{1,64}")
 
 
 def install(app: FastAPI) -> None:
+    """Expected errors are answered beside their route, faults and failing dependencies at the edge."""
     handler = new_exception_handler(
-        handlers={
-            StorageFull: lambda handler, request, error: StorageExhausted(),
-        },
+        handlers={OSError: _of_storage, OperationalError: _of_database, InterfaceError: _of_database, PoolTimeout: _of_database},
         http_exception_handler=_http,
         request_validation_handler=_invalid,
         unhandled_wrappers={"default": Unexpected},
@@ -53,7 +35,9 @@ def install(app: FastAPI) -> None:
         post_hooks=[_with_request_id],
         documentation_uri_template=TYPE,
     )
-    add_exception_handler(app, handler)
+    for kind in (Problem, HTTPException, RequestValidationError):
+        app.add_exception_handler(kind, handler)
+    app.add_middleware(Edge, answer=handler)
 
 
 def _invalid(handler: Any, request: Request, error: RequestValidationError) -> Problem:
@@ -63,19 +47,41 @@ def _invalid(handler: Any, request: Request, error: RequestValidationError) -> P
         rule = {"field": "Content-Type", "rule": "not application/json", "remedy": "Send JSON and say so."}
         return _problem("The body must be application/json.", "unsupported-media-type", 415, [rule])
     if any(item["type"] == "json_invalid" for item in found):
-        rule = {"field": "body", "rule": "not JSON", "remedy": "Send a JSON document."}
-        return _problem("The body is not JSON.", "not-json", 400, [rule])
+        return _problem("The body is not JSON.", "not-json", 400, [_NOT_JSON])
     errors = [
-        {"field": ".".join(str(part) for part in item["loc"]), "rule": item["msg"], "remedy": "See /docs for this route."}
-        for item in found
+        {"field": ".".join(map(_shown, item["loc"])), "rule": item["msg"], "remedy": "See /docs for this route."}
+        for item in found[:100]
     ]
     return _problem(f"{errors[0]['field']}: {errors[0]['rule']}", "invalid-input", 422, errors)
 
 
+_NOT_JSON = {"field": "body", "rule": "not JSON", "remedy": "Send a JSON document."}
+
+
+def _shown(part: object) -> str:
+    """A name in the input as a problem may repeat it: what cannot be a field's name may be personal data."""
+    return str(part) if _FIELD.fullmatch(str(part)) else "(unnamed)"
+
+
 def _http(handler: Any, request: Request, error: HTTPException) -> Problem:
-    name = {404: "not-found", 405: "method-not-allowed", 416: "range-not-satisfiable"}.get(error.status_code, "http-error")
+    """Starlette's own errors."""
     headers = dict(error.headers) if error.headers else None
-    return Problem(str(error.detail), type_=name, detail=str(error.detail), status=error.status_code, headers=headers)
+    if error.status_code == 400:
+        return _problem("The body is not JSON.", "not-json", 400, [_NOT_JSON])
+    code = _CODES.get(error.status_code, "http-error")
+    return Problem(str(error.detail), type_=code, detail=str(error.detail), status=error.status_code, headers=headers)
+
+
+def _of_storage(handler: Any, request: Request, error: OSError) -> Problem:
+    """A full disk, wherever it was met: blobs, keys or scratch."""
+    full = isinstance(error, StorageFull) or error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return StorageExhausted() if full else Unexpected("")
+
+
+def _of_database(handler: Any, request: Request, error: Exception) -> Problem:
+    origin = getattr(error, "orig", None)
+    full = getattr(origin, "sqlite_errorname", "") == "SQLITE_FULL" or getattr(origin, "sqlstate", "") == "53100"
+    return StorageExhausted() if full else Unavailable("The database")
 
 
 class Unexpected(StatusProblem):
@@ -90,7 +96,7 @@ class Unexpected(StatusProblem):
 
 
 def _log_fault(request: Request, error: Exception) -> None:
-    if isinstance(error, Problem | HTTPException | RequestValidationError | StorageFull):
+    if isinstance(error, Problem | HTTPException | RequestValidationError):
         return
     frame = traceback.extract_tb(error.__traceback__)[-1]
     route = getattr(request.scope.get("route"), "path", None)

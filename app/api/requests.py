@@ -5,13 +5,15 @@ from typing import Annotated, Any
 from fastapi import APIRouter, BackgroundTasks, Depends, Query, Request, Response
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
-from app.api.dependencies import After, Lethe, Limit, Page, moment, need, paged
+from app.api.dependencies import After, Lethe, Limit, Page, Text, moment, need, paged
+from app.api.openapi import refusals
 from app.deployment import Deployment
-from app.errors import NotFound
+from app.errors import Conflict, NotFound
 from app.privacy import purge
 from app.privacy.sealing import KeyGone
 from app.queue import ring
 from app.records import checkpoint as checkpoints
+from app.records import history
 from app.records import job as jobs
 from app.records import model as models
 from app.records import request as requests
@@ -29,7 +31,7 @@ class Forget(BaseModel):
     """What to forget: an uploaded set of role forget, samples of a registered set, or a class label."""
 
     model_config = ConfigDict(extra="forbid")
-    dataset: str | None = Field(None, description="Id of an uploaded forget set; or, with samples or class_label, the registered set to choose from (default: the model's train set, else its retain set).")
+    dataset: Text | None = Field(None, description="Id of an uploaded forget set; or, with samples or class_label, the registered set to choose from (default: the model's train set, else its retain set).")
     samples: list[str] | None = Field(None, min_length=1, max_length=1_000_000, description="Sample ids, see GET /v1/datasets/{name}/samples.")
     class_label: str | None = Field(None, max_length=200, description="A label of the model.")
 
@@ -47,16 +49,16 @@ class RequestIn(BaseModel):
         extra="forbid",
         json_schema_extra={"examples": [{"model": "digits", "concept": "three", "forget": {"class_label": "3"}, "method": "salun"}]},
     )
-    model: str = Field(description="Name or id of a registered model.")
+    model: Text = Field(description="Name or id of a registered model.")
     concept: str | None = Field(None, max_length=500, description="What this is about. Sealed; shown only to keys with requests:concept.")
     forget: Forget
     method: str = Field("salun", description="See GET /v1/catalog.")
     recipe: dict[str, Any] = Field({}, description="Hyper-parameters; the family's defaults for the rest.")
-    seed: int = Field(0, ge=0, lt=2**53)
-    reference: str | None = Field(None, description="Registered model that was retrained without the forget set: the report's target.")
+    seed: int = Field(0, ge=0, lt=2**53, strict=True, description="Of every random choice: equal seeds give equal weights.")
+    reference: Text | None = Field(None, description="Registered model that was retrained without the forget set: the report's target.")
     external_id: str | None = Field(None, max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]*$", description="Your own id. Not a name: it is stored in plain.")
-    requested_at: AwareDatetime | None = Field(None, description="When the person asked; default now.")
-    due_at: AwareDatetime | None = Field(None, description="Until when it must be done; default 30 days after requested_at. The nearest deadline runs first.")
+    requested_at: AwareDatetime | None = Field(None, description="When the person asked; default now. Not in the future.")
+    due_at: AwareDatetime | None = Field(None, description="Until when it must be done; default 30 days after requested_at. At most ten years away; the nearest deadline runs first.")
 
 
 class JobBrief(BaseModel):
@@ -72,8 +74,8 @@ class RequestOut(BaseModel):
     model: str
     external_id: str | None
     concept: str | None = Field(description="Null without the scope requests:concept.")
-    forget_kind: str
-    forget_count: int
+    forget_kind: str = Field(description="dataset, samples or class_label.")
+    forget_count: int = Field(description="Number of samples that it selects.")
     method: str
     recipe: dict[str, Any] = Field(description="Resolved: every hyper-parameter.")
     seed: int
@@ -87,7 +89,7 @@ class RequestOut(BaseModel):
     forget_set_purged_at: str | None
 
 
-@router.post("", status_code=202, response_model=RequestOut)
+@router.post("", status_code=202, response_model=RequestOut, responses=refusals(404, 409, 507))
 def post_request(body: RequestIn, background: BackgroundTasks, response: Response, lethe: Lethe, key: Poster) -> dict[str, Any]:
     """Ask that a model forget. 202: the request is stored and queued; poll `Location`. Refusals store nothing."""
     wish = Wish(
@@ -109,7 +111,7 @@ def post_request(body: RequestIn, background: BackgroundTasks, response: Respons
     return _accepted(lethe, request_id, response, key)
 
 
-@router.get("", response_model=Page)
+@router.get("", response_model=Page[RequestOut], responses=refusals(404))
 def list_requests(
     request: Request,
     response: Response,
@@ -149,21 +151,23 @@ def get_request(request_id: str, response: Response, lethe: Lethe, key: Reader) 
     return _out(lethe, found, key)
 
 
-@router.post("/{request_id}/cancel", status_code=202, response_model=RequestOut)
+@router.post("/{request_id}/cancel", status_code=202, response_model=RequestOut, responses=refusals(409))
 def cancel_request(request_id: str, response: Response, lethe: Lethe, key: Poster) -> dict[str, Any]:
     """Cancel: at once while queued; a running job stops within seconds and its device is free. Ended requests: 409."""
     found = _find(lethe, request_id, key)
     with lethe.store.write() as session:
-        if found.status not in (Status.QUEUED, Status.RUNNING):
-            requests.move(session, found.id, Status.CANCELLED, key.actor)  # raises: it has ended
         job = jobs.of_request(session, found.id)[-1]
+        if job.status not in (jobs.Status.QUEUED, jobs.Status.RUNNING):
+            raise Conflict("The request has ended.", code="illegal-transition")
         job = jobs.ask_to_cancel(session, job.id, key.actor)
+        if job.status == jobs.Status.RUNNING:
+            history.write(session, key.actor, "job.cancel_asked", job.id, found.id)
     if job.status == jobs.Status.CANCELLED:
         purge.after_job(lethe.store, lethe.keyring, lethe.blobs, job.id, lethe.settings)
     return _accepted(lethe, found.id, response, key)
 
 
-@router.post("/{request_id}/retry", status_code=202, response_model=RequestOut)
+@router.post("/{request_id}/retry", status_code=202, response_model=RequestOut, responses=refusals(409, 507))
 def retry_request(request_id: str, background: BackgroundTasks, response: Response, lethe: Lethe, key: Poster) -> dict[str, Any]:
     """Queue a failed request again, as a new job. 409 when it did not fail or its forget set was purged."""
     retry(lethe, _find(lethe, request_id, key), key.actor)

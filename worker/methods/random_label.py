@@ -180,7 +180,7 @@ def masked_step(
     """One optimizer step in which an entry with m = 0 has gradient, momentum and change of exactly 0.
 
     `bits` holds -m: the gradient's own bits ANDed with all ones or none, which also turns -0.0 and NaN into 0.0, and
-    costs an eighth of a masked fill.
+    costs far less than a masked fill.
     """
     if clip > 0:
         nn.utils.clip_grad_norm_(theta, clip)

@@ -8,9 +8,9 @@ Exact unlearning, as long as the fresh weights and the recipe know nothing of th
 
 Symbols: theta `network`, D_r `retain`, l `family.training_loss`. D_f `forget` is never read.
 
-A fair reference repeats the base's own recipe; the defaults are those of the SalUn release for ResNet-18 on CIFAR-10 (SGD
-0.1, 182 epochs), with the cosine decay that its maintainers name. Batch-norm statistics are trained, dropout stays off.
-`schedule`: "epochs" makes passes over D_r; "steps" draws a batch for each step. Weight decay is added to the gradient.
+A fair reference repeats the base's own recipe; the defaults are those of the SalUn release (arXiv 2310.12508) for ResNet-18 on
+CIFAR-10 (SGD 0.1, 182 epochs), with the cosine decay that its maintainers name. Batch-norm statistics are trained, dropout
+stays off. `schedule`: "epochs" makes passes over D_r; "steps" draws a batch for each step.
 """
 
 import math

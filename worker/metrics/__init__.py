@@ -1,33 +1,51 @@
-"""What the metrics read: a network's answers, as arrays. Each metric is one file with one `measure`."""
+"""What the metrics read: a network's answers, as arrays. Each file of this package is one metric.
 
-from dataclasses import dataclass
+A metric is one function, `measure(answers, evidence) -> (value, n)`: percentages lie in 0..100, and n is the
+number of samples behind the value. n = 0 says that the material for it is missing, and the value is nan. `IDEAL`
+is what perfect forgetting would give, by kind of forgetting, where that is known without a retrained network.
+"""
+
+from dataclasses import dataclass, field
 
 import numpy as np
 
+UNMEASURED = (float("nan"), 0)
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class ClassifierAnswers:
-    """Softmax outputs of one network on the three sets; labels are the true ones."""
+    """Softmax outputs of one network on the three sets; labels are the true ones. A missing test set has 0 rows."""
 
-    forget: np.ndarray  # (n_forget, classes), rows sum to 1
+    forget: np.ndarray  # (n_forget, labels), rows sum to 1
     forget_labels: np.ndarray  # (n_forget,), int
     retain: np.ndarray
     retain_labels: np.ndarray
     test: np.ndarray
     test_labels: np.ndarray
-    parameters_seconds: float = 0.0
+    measured: dict[str, float] = field(default_factory=dict)  # filled in the catalogue's order
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class GeneratorAnswers:
-    """Images that one network generated at fixed seeds, and what the judge says of them."""
+    """What the judge says of images that one network generated at fixed seeds; -1 where the judge rejects.
 
+    Two networks that were asked the same have row i from the same label, the same noise and the same settings.
+    """
+
+    forget_labels: tuple[int, ...]
     asked: np.ndarray  # (n,), int: the label that each image was generated for
-    judged: np.ndarray  # (n,), int: the judge's label, -1 where it rejects
+    judged: np.ndarray  # (n,), int: the judge's label
     features: np.ndarray  # (n, d): the judge's penultimate features
-    real_features: np.ndarray  # (m, d): the same features of the real test images
-    real_labels: np.ndarray  # (m,), int
-    forget_label: int
+    restored: np.ndarray  # (m,), int: judged, asked for forgotten labels with the base's label rows put back
+    real_features: np.ndarray  # (k, d): the same features of the real test images, 0 rows without a test set
+    real_labels: np.ndarray  # (k,), int
+    images: np.ndarray  # (rows, columns, H, W, C), uint8: the first images of each label, for the picture
+    measured: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def of_forgotten(self) -> np.ndarray:
+        """(n,), bool: asked for a label that was to be forgotten."""
+        return np.isin(self.asked, self.forget_labels)
 
 
 Answers = ClassifierAnswers | GeneratorAnswers
@@ -41,3 +59,18 @@ class Evidence:
     after: Answers
     reference: Answers | None
     seconds: float  # wall seconds of the unlearning step alone
+    changed: int  # weights whose bits differ from the base's
+    weights: int  # all weights
+
+
+def accuracy(probabilities: np.ndarray, labels: np.ndarray) -> tuple[float, int]:
+    """Percent of rows whose largest entry is the label's, and their number."""
+    if len(labels) == 0:
+        return UNMEASURED
+    return 100.0 * float(np.mean(probabilities.argmax(axis=1) == labels)), len(labels)
+
+
+def confidence(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The probability that each row gives to its true label, (n,)."""
+    chosen: np.ndarray = probabilities[np.arange(len(labels)), labels]
+    return chosen

@@ -65,7 +65,7 @@ def test_relabelling_to_the_network_itself_costs_the_difference_of_two_labels(ne
     noisy, t, _ = class_diffusion.diffuse(network, x, torch.Generator().manual_seed(0))
     wanted = class_diffusion.denoise(network, noisy, t, (y + 1) % tiny.LABELS)
     assert torch.allclose(loss, F.mse_loss(class_diffusion.denoise(network, noisy, t, y), wanted))
-    assert float(loss) > 0
+    assert loss.item() > 0
 
 
 def test_training_keeps_the_null_class_alive(network: nn.Module) -> None:

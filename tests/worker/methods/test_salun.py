@@ -85,7 +85,7 @@ def test_nothing_that_is_not_finite_gets_past_the_mask() -> None:
     weight.grad = torch.tensor([-1.0, float("nan"), float("inf"), 1.0])
     salun.masked_step(mover, [weight], [-torch.tensor([False, False, False, True]).to(torch.int8)], 0.1, 0.0)
     assert torch.equal(weight.detach().view(torch.int32)[:3], before.view(torch.int32)[:3])
-    assert float(weight[3]) == pytest.approx(2.0 - 0.1 * 1.2)
+    assert weight[3].item() == pytest.approx(2.0 - 0.1 * 1.2)
 
 
 def flat_bits(network: nn.Module) -> torch.Tensor:

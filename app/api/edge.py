@@ -1,0 +1,80 @@
+"""Around every route: the request's id, limits on what is read, and the last resort for a fault of ours.
+
+It stands where Starlette would raise a fault on to the server, whose log would quote the exception; an exception's
+text may hold personal data, so this is as far as it comes.
+"""
+
+import uuid
+from collections.abc import Callable
+
+import structlog
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.errors import Refused, TooLarge
+
+JSON_BYTES = 64 << 20
+STREAMED = ("/v1/datasets", "/v1/uploads")  # their bodies go to a file in pieces, under limits of their own
+
+log = structlog.get_logger()
+
+
+class Edge:
+    """`answer` makes a problem document of an exception."""
+
+    def __init__(self, app: ASGIApp, answer: Callable[[Request, Exception], Response]) -> None:
+        self.app, self.answer = app, answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        request_id, started = uuid.uuid4().hex, False
+        scope.setdefault("state", {})["request_id"] = request_id
+
+        async def with_id(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id.encode())]
+            await send(message)
+
+        with structlog.contextvars.bound_contextvars(http=request_id):
+            try:
+                _refuse_address(scope)
+                await self.app(scope, _limited(scope, receive), with_id)
+            except ClientDisconnect:
+                log.info("http.client_gone")
+            except Exception as error:  # noqa: BLE001  (answered, logged by name, and never quoted)
+                response = self.answer(Request(scope), error)
+                if not started:  # else the connection is cut, which tells the client that the body is not whole
+                    await response(scope, receive, with_id)
+
+
+def _refuse_address(scope: Scope) -> None:
+    """Postgres stores no NUL, and no name or id has one."""
+    for where, found in (("path", "\0" in scope["path"]), ("query", b"%00" in scope.get("query_string", b""))):
+        if found:
+            raise Refused("control-character", where, "It must not contain the character NUL.", "Remove it.", 400)
+
+
+def _limited(scope: Scope, receive: Receive) -> Receive:
+    """`receive`, which fails with 413 as soon as a body that is held in memory is too long."""
+    if scope["path"] in STREAMED:
+        return receive
+    declared = dict(scope["headers"]).get(b"content-length", b"0")
+    if declared.isdigit() and len(declared) < 20 and int(declared) > JSON_BYTES:
+        raise TooLarge("body", JSON_BYTES)
+    read = 0
+
+    async def counted() -> Message:
+        nonlocal read
+        message = await receive()
+        read += len(message.get("body", b""))
+        if read > JSON_BYTES:
+            raise HTTPException(413, f"The body is larger than {JSON_BYTES} bytes.")
+        return message
+
+    return counted

@@ -1,0 +1,98 @@
+"""From POST to a downloaded directory that opens with plain from_pretrained, on both deployments, as users do it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import UNet2DModel
+from safetensors.torch import load_file
+from transformers import AutoModelForImageClassification
+
+from tests import pictures, tiny
+from tests.running import Running, until
+from tests.services import fresh_database
+
+
+@pytest.fixture(scope="module", params=["embedded", "production"])
+def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    folder = tmp_path_factory.mktemp(request.param)
+    if request.param == "embedded":
+        deployment = Running(folder / "lethe")
+    else:
+        database = fresh_database(request.getfixturevalue("postgres_server"))
+        deployment = Running(folder / "lethe", database, request.getfixturevalue("redis_url"))
+    try:
+        deployment.start("server", "gpu")
+        deployment.add_classifier(folder)
+        yield deployment
+    finally:
+        deployment.stop()
+
+
+def test_samples_are_forgotten_and_the_weights_come_back(running: Running, tmp_path: Path) -> None:
+    client = running.client
+    ids = [sample["id"] for sample in client.pages("/v1/datasets/digits-train/samples")][:5]
+    posted = client.request("digits", {"samples": ids}, recipe={"epochs": 2}, concept="five of them")
+    kinds: list[str] = []
+    done = client.wait(posted["id"], lambda event: kinds.append(event["data"].get("stage") or event["kind"]))
+    assert done["status"] == "completed" and done["concept"] == "five of them" and done["forget_count"] == 5
+    stages = [kind for kind in kinds if kind not in ("progress", "note")]
+    assert stages == ["loading", "unlearning", "evaluating", "registering"]
+    report = client.report("digits", done["checkpoint"])
+    by_name = {figure["name"]: figure for figure in report["figures"]}
+    assert by_name["unlearning_accuracy"]["n"] == 5 and report["verdict"] == "passed"
+    pulled = client.pull("digits", done["checkpoint"], tmp_path / "pulled")
+    network = AutoModelForImageClassification.from_pretrained(pulled)
+    base = client.pull("digits", 1, tmp_path / "base", reason="a test compares it")
+    before, after = load_file(base / "model.safetensors"), load_file(pulled / "model.safetensors")
+    changed = sum(int((before[name] != after[name]).sum()) for name in before)
+    total = sum(tensor.numel() for tensor in before.values())
+    assert 0 < changed <= total // 2
+    assert torch.equal(network.state_dict()["classifier.weight"], after["classifier.weight"])
+
+
+def test_an_uploaded_set_is_forgotten_then_gone(running: Running, tmp_path: Path) -> None:
+    client = running.client
+    directory = tiny.write("unet", tmp_path / "unet")
+    judge = tiny.write("vit", tmp_path / "judge")
+    name = "generator"
+    client.upload_dataset(pictures.imagefolder(seed=3), "retain", f"{name}-retain")
+    client.upload_dataset(pictures.imagefolder(seed=4), "test", f"{name}-test")
+    client.register_model(judge, f"{name}-judge", "image_classifier")
+    client.register_model(
+        directory, name, "class_diffusion", retain=f"{name}-retain", test=f"{name}-test", judge=f"{name}-judge",
+        evaluation={"sampling_steps": 2, "forget_samples": 4, "samples_per_label": 2}, policy={"class_label": []},
+    )  # fmt: skip
+    forget = client.upload_dataset(pictures.imagefolder([2], 3, seed=5), "forget")
+    assert forget["labels"] == [] and forget["sealed"]
+    done = client.wait(client.request(name, {"dataset": forget["id"]}, recipe={"steps": 2, "batch_size": 4})["id"])
+    assert done["status"] == "completed"
+    until(lambda: not running.lethe.keyring.exists(forget["id"]), "the key is destroyed")
+    assert not running.lethe.blobs.exists(f"datasets/{forget['id']}/images")
+    UNet2DModel.from_pretrained(client.pull(name, 2, tmp_path / "pulled"))
+    assert client.picture(name, 2, "grid.png").startswith(b"\x89PNG")
+
+
+def test_versions_form_a_line_and_a_second_request_starts_at_the_head(running: Running) -> None:
+    client = running.client
+    first = client.wait(client.request("digits", {"class_label": "0"}, recipe={"epochs": 1})["id"])
+    second = client.wait(client.request("digits", {"class_label": "1"}, recipe={"epochs": 1})["id"])
+    versions = client.call("GET", "/v1/models/digits/checkpoints")
+    assert [version["number"] for version in versions] == list(range(1, len(versions) + 1))
+    assert [version["parent"] for version in versions] == [None, *range(1, len(versions))]
+    assert versions[-1]["request"] == second["id"] and versions[-2]["request"] == first["id"]
+    assert [version["status"] for version in versions] == ["superseded"] * (len(versions) - 1) + ["released"]
+
+
+def test_a_damaged_checkpoint_fails_the_job_with_a_code(running: Running, tmp_path: Path) -> None:
+    client = running.client
+    running.add_classifier(tmp_path, name="damaged", network="resnet")  # not yet warm in the runner
+    model = client.call("GET", "/v1/models/damaged")
+    pack = running.settings.blob_root / "packs" / model["id"]
+    content = bytearray(pack.read_bytes())
+    content[-1] ^= 1
+    pack.write_bytes(content)
+    done = client.wait(client.request("damaged", {"class_label": "0"}, recipe={"epochs": 1})["id"])
+    assert (done["status"], done["reason"], done["checkpoint"]) == ("failed", "checkpoint_damaged", None)
+    assert client.call("GET", "/v1/models/damaged")["head"] == 1

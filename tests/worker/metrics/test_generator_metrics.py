@@ -1,0 +1,120 @@
+"""The generators' figures: counts by hand, distances against numpy and scipy."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.linalg import sqrtm
+
+from worker.metrics import (
+    Evidence,
+    GeneratorAnswers,
+    fid,
+    forget_rejected,
+    integrity,
+    kept_accuracy,
+    per_class_accuracy,
+    retain_accuracy,
+    unlearning_accuracy,
+    unlearning_accuracy_row_restored,
+)
+
+
+def answers_of(asked: list[int], judged: list[int], **others: Any) -> GeneratorAnswers:
+    given = {
+        "features": np.ones((len(asked), 3)),
+        "restored": np.zeros(0, dtype=int),
+        "real_features": np.zeros((0, 3)),
+        "real_labels": np.zeros(0, dtype=int),
+        "images": np.zeros((3, 1, 2, 2, 1), dtype=np.uint8),
+        **others,
+    }
+    return GeneratorAnswers(forget_labels=(1,), asked=np.array(asked), judged=np.array(judged), **given)
+
+
+def evidence(before: GeneratorAnswers, after: GeneratorAnswers) -> Evidence:
+    return Evidence(before, after, None, seconds=1.0, changed=1, weights=2)
+
+
+def test_only_another_label_counts_as_forgotten() -> None:
+    answers = answers_of([1, 1, 1, 1, 0, 2], [0, 2, -1, 1, 0, 2])  # two others, one rejected, one still drawn
+    given = evidence(answers, answers)
+    assert unlearning_accuracy.measure(answers, given) == (50.0, 4)
+    assert forget_rejected.measure(answers, given) == (25.0, 4)
+
+
+def test_noise_is_not_forgetting() -> None:
+    answers = answers_of([1] * 10 + [0], [-1] * 10 + [0])
+    given = evidence(answers, answers)
+    assert unlearning_accuracy.measure(answers, given)[0] == 0.0
+    assert forget_rejected.measure(answers, given)[0] == 100.0
+
+
+def test_the_restored_row_is_counted_likewise() -> None:
+    answers = answers_of([1, 1, 1, 1, 0], [0, 0, 0, 0, 0], restored=np.array([1, 1, 0, -1]))
+    given = evidence(answers, answers)
+    assert unlearning_accuracy_row_restored.measure(answers, given) == (25.0, 4)
+    assert unlearning_accuracy_row_restored.measure(answers_of([1], [0]), given)[1] == 0
+
+
+def test_kept_accuracy_is_the_mean_over_labels_and_the_worst_is_beside_it() -> None:
+    """Label 0: 1 of 1. Label 2: 1 of 4, a rejection among the wrong ones. The forgotten label is left out."""
+    answers = answers_of([0, 2, 2, 2, 2, 1], [0, 2, 0, -1, 0, 1])
+    given = evidence(answers, answers)
+    assert kept_accuracy.measure(answers, given) == (62.5, 5)
+    assert per_class_accuracy.measure(answers, given) == (25.0, 5)
+    assert per_class_accuracy.by_label(answers) == {0: 100.0, 1: 100.0, 2: 25.0}
+
+
+def frechet(a: np.ndarray, b: np.ndarray) -> float:
+    s, t = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    return float(np.sum((a.mean(0) - b.mean(0)) ** 2) + np.trace(s + t - 2 * sqrtm(s @ t).real))
+
+
+def test_fid_is_scipys_frechet_distance_over_kept_labels() -> None:
+    random = np.random.default_rng(0)
+    asked, real_labels = [0] * 200 + [1] * 50 + [2] * 200, np.array([0, 1, 2] * 100)
+    features = random.normal(size=(450, 6)) @ random.normal(size=(6, 6)) + 0.4
+    real = random.normal(size=(300, 6)) * 1.5
+    answers = answers_of(asked, asked, features=features, real_features=real, real_labels=real_labels)
+    value, n = fid.measure(answers, evidence(answers, answers))
+    assert n == 400
+    assert value == pytest.approx(frechet(features[np.array(asked) != 1], real[real_labels != 1]), rel=1e-6)
+
+
+def test_fid_of_moved_gaussians_is_the_closed_form() -> None:
+    """The same sample moved by d: the covariances agree, so the distance is |d|^2."""
+    sample = np.random.default_rng(1).normal(size=(300, 3))
+    answers = answers_of(
+        [0] * 300,
+        [0] * 300,
+        features=sample + [3.0, 0, 4.0],
+        real_features=sample,
+        real_labels=np.zeros(300, dtype=int),
+    )
+    assert fid.measure(answers, evidence(answers, answers))[0] == pytest.approx(25.0, rel=1e-6)
+
+
+def test_integrity_is_0_for_the_base_itself_and_2_at_right_angles() -> None:
+    east, north = np.tile([3.0, 0, 0], (4, 1)), np.tile([0, 0.5, 0], (4, 1))
+    asked = [0, 0, 1, 2]
+    before, after = answers_of(asked, asked, features=east), answers_of(asked, asked, features=north)
+    assert integrity.measure(before, evidence(before, after)) == (0.0, 3)
+    assert integrity.measure(after, evidence(before, after)) == (pytest.approx(2.0), 3)
+    assert integrity.measure(answers_of(asked, asked, features=-7 * east), evidence(before, after))[0] == pytest.approx(
+        4.0
+    )
+
+
+def test_integrity_does_not_look_at_forgotten_labels() -> None:
+    moved = np.ones((3, 3))
+    moved[1] = [1.0, -5.0, 2.0]
+    before, after = answers_of([0, 1, 2], [0, 1, 2]), answers_of([0, 1, 2], [0, 0, 2], features=moved)
+    assert integrity.measure(after, evidence(before, after)) == (0.0, 2)
+
+
+def test_a_classifiers_figure_is_not_measured_on_a_generator() -> None:
+    answers = answers_of([0, 1], [0, 1])
+    value, n = retain_accuracy.measure(answers, evidence(answers, answers))
+    assert math.isnan(value) and n == 0

@@ -1,0 +1,325 @@
+"""From answers to a verdict: the same questions at equal seeds, thresholds, and what must never pass.
+
+The trained part (`verify`) plays the cheats on real digits: a generator of noise, one of a constant, one left as it
+was, and one whose only change is a label's row.
+"""
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from app.catalog import METHODS, METRICS, Threshold
+from app.errors import JobError
+from demo import networks
+from demo.digits import splits
+from tests import tiny
+from worker import evaluate, generated
+from worker.families import Samples, class_diffusion, image_classifier
+from worker.judge import Judge
+from worker.load import Material
+from worker.methods import salun
+from worker.metrics import ClassifierAnswers, Evidence, GeneratorAnswers
+
+CPU = torch.device("cpu")
+SETTINGS = {
+    "sampling_steps": 3,
+    "guidance_scale": 2.0,
+    "eta": 0.0,
+    "forget_samples": 6,
+    "samples_per_label": 2,
+    "seed": 5,
+}
+GENERATOR_RULES = [
+    Threshold("unlearning_accuracy", "at_least", 95.0),
+    Threshold("forget_rejected", "at_most", 20.0),
+    Threshold("unlearning_accuracy_row_restored", "at_least", 90.0),
+    Threshold("kept_accuracy", "drop_at_most", 3.0),
+]
+
+
+def quiet(done: int, total: int) -> None:
+    assert 0 < done <= total
+
+
+def open_judge(directory: Path) -> Judge:
+    return Judge(image_classifier.load(directory, CPU), image_classifier, directory, "sha256:judge")
+
+
+@pytest.fixture
+def unet(tmp_path: Path) -> nn.Module:
+    return class_diffusion.load(tiny.write("unet", tmp_path / "unet"), CPU)
+
+
+@pytest.fixture
+def judge(tmp_path: Path) -> Judge:
+    return open_judge(tiny.write("vit", tmp_path / "judge"))
+
+
+def sets_of(network: nn.Module, label: int) -> dict[str, Samples | None]:
+    every = tiny.samples(network, class_diffusion, 40)
+    forget = every.y == label
+    return {
+        "forget": Samples(every.x[forget], every.y[forget]),
+        "retain": Samples(every.x[~forget], every.y[~forget]),
+        "test": tiny.samples(network, class_diffusion, 24, seed=1),
+    }
+
+
+def ask(network: nn.Module, judge: Judge, base: nn.Module | None = None, label: int = 1) -> GeneratorAnswers:
+    sets = sets_of(network, label)
+    answers = evaluate.answers(class_diffusion, network, sets, "class_label", SETTINGS, judge, quiet, base)
+    assert isinstance(answers, GeneratorAnswers)
+    return answers
+
+
+def test_every_network_is_asked_the_same(unet: nn.Module, judge: Judge) -> None:
+    first, second = ask(unet, judge), ask(unet, judge)
+    assert first.asked.tolist() == [0] * 2 + [1] * 6 + [2] * 2 + [3] * 2
+    assert np.array_equal(first.features, second.features)
+    assert np.array_equal(first.images, second.images)
+    assert first.images.shape == (4, 2, 8, 8, 1)
+    assert len(first.restored) == 0
+
+
+def test_images_do_not_depend_on_how_they_are_cut(
+    unet: nn.Module, judge: Judge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = ask(unet, judge)
+    monkeypatch.setattr(generated, "CHUNK", 5)
+    cut = ask(unet, judge)
+    assert np.array_equal(whole.judged, cut.judged)
+    assert np.abs(whole.features - cut.features).max() < 1e-4
+
+
+def test_the_row_is_put_back_and_taken_out_again(unet: nn.Module, judge: Judge) -> None:
+    moved = copy.deepcopy(unet)
+    with torch.no_grad():
+        moved.class_embedding.weight[1] += 3.0
+    before = {name: tensor.clone() for name, tensor in moved.state_dict().items()}
+    asked = ask(moved, judge, base=unet)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in moved.state_dict().items())
+    of_base = ask(unet, judge)
+    assert np.array_equal(asked.restored, of_base.judged[of_base.of_forgotten])
+
+
+def test_a_judge_is_needed_and_must_know_the_labels(unet: nn.Module, tmp_path: Path) -> None:
+    sets = sets_of(unet, 0)
+    with pytest.raises(JobError, match="judge"):
+        evaluate.answers(class_diffusion, unet, sets, "class_label", SETTINGS, None, quiet)
+    stranger = open_judge(tiny.write("vit", tmp_path / "three", labels=3))
+    with pytest.raises(JobError, match="3 labels"):
+        evaluate.answers(class_diffusion, unet, sets, "class_label", SETTINGS, stranger, quiet)
+
+
+def test_the_judge_rejects_by_label_and_by_confidence(judge: Judge) -> None:
+    pictures = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), dtype=np.uint8)
+    labels, features = judge(pictures)
+    assert features.shape == (12, 16) and set(labels.tolist()) <= set(range(4))
+    judge.network.config.reject_below = 1.01
+    assert set(judge(pictures)[0].tolist()) == {-1}
+    judge.network.config.reject_below = 0.0
+    judge.network.config.id2label = {0: "none", 1: "cat", 2: "dog", 3: "cow"}
+    assert judge.label_count() == 3
+    assert judge(pictures)[0].tolist() == [label - 1 for label in labels.tolist()]
+
+
+def test_forgetting_a_label_leaves_it_out_of_the_test_set(tmp_path: Path) -> None:
+    network = image_classifier.load(tiny.write("vit", tmp_path / "vit"), CPU)
+    every = tiny.samples(network, image_classifier, 60)
+    sets = {"forget": Samples(every.x[every.y == 2], every.y[every.y == 2]), "retain": every, "test": every}
+    whole = evaluate.answers(image_classifier, network, sets, "samples", {}, None, quiet)
+    part = evaluate.answers(image_classifier, network, sets, "class_label", {}, None, quiet)
+    assert isinstance(whole, ClassifierAnswers) and isinstance(part, ClassifierAnswers)
+    assert 2 in whole.test_labels and 2 not in part.test_labels
+    assert np.allclose(whole.forget.sum(axis=1), 1) and whole.forget.shape == (int((every.y == 2).sum()), 4)
+
+
+def report(directory: Path, change: Callable[[nn.Module], None]) -> evaluate.Report:
+    """Through the whole of `evaluate`, with a tiny generator and a tiny judge."""
+    paths = {"base": tiny.write("unet", directory / "base"), "judge": tiny.write("vit", directory / "judge")}
+    loaded: dict[str, Any] = {
+        "base": SimpleNamespace(network=class_diffusion.load(paths["base"], CPU), family=class_diffusion),
+        "judge": SimpleNamespace(network=image_classifier.load(paths["judge"], CPU), family=image_classifier),
+    }
+    for name, each in loaded.items():
+        each.directory, each.digest = paths[name], f"sha256:{name}"
+    sets: Any = sets_of(loaded["base"].network, 1)
+    material = Material(loaded["base"], None, loaded["judge"], **sets, scratch=directory)
+    network = copy.deepcopy(loaded["base"].network)
+    change(network)
+    rules = [vars(rule) for rule in GENERATOR_RULES]
+    specification = {
+        "kind": "class_label",
+        "evaluation": SETTINGS,
+        "policy": {"class_label": rules},
+        "base": {"family": "class_diffusion"},
+    }
+    steps: list[tuple[int, int]] = []
+    made = evaluate.evaluate(specification, material, network, 2.5, lambda done, total: steps.append((done, total)))
+    assert [done for done, _ in steps] == sorted(done for done, _ in steps)
+    assert steps[-1][0] == steps[-1][1]
+    return made
+
+
+def test_the_report_is_json_says_who_judged_and_never_says_erased(tmp_path: Path) -> None:
+    made = report(tmp_path, lambda network: None)
+    text = json.dumps(made.document, allow_nan=False)
+    assert "erase" not in text.lower() and "guarantee" not in text.lower()
+    rows = {row["metric"]: row for row in made.document["figures"]}
+    assert rows["integrity"]["value"] == 0.0 and rows["integrity"]["name"] == "integrity[judge]"
+    assert rows["fid"]["name"] == "fid[judge]" and rows["fid"]["evaluators"] == ["sha256:judge"]
+    assert rows["changed_weights"]["value"] == 0.0
+    assert rows["run_time_efficiency"]["value"] == 2.5
+    assert rows["unlearning_accuracy"]["n"] == 6 and rows["unlearning_accuracy"]["seed"] == 5
+    assert set(rows) == {name for name, metric in METRICS.items() if "class_diffusion" in metric.families}
+    assert made.document["verdict"] == "failed"
+    assert made.pictures["grid.png"].startswith(b"\x89PNG")
+
+
+def test_changed_weights_are_counted_bit_by_bit(tmp_path: Path) -> None:
+    def change(network: nn.Module) -> None:
+        with torch.no_grad():
+            network.class_embedding.weight[1, :4] += 1.0
+
+    rows = {row["metric"]: row for row in report(tmp_path, change).document["figures"]}
+    share = rows["changed_weights"]
+    assert share["value"] == pytest.approx(100 * 4 / share["n"], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("rule", "value", "before", "expected"),
+    [
+        (Threshold("m", "at_least", 95.0), 95.0, None, True),
+        (Threshold("m", "at_least", 95.0), 94.9, 0.0, False),
+        (Threshold("m", "at_most", 20.0), 20.1, 0.0, False),
+        (Threshold("m", "drop_at_most", 3.0), 95.0, 98.0, True),
+        (Threshold("m", "drop_at_most", 3.0), 94.9, 98.0, False),
+        (Threshold("m", "share_of_before", 0.5), 5.0, 10.0, True),
+        (Threshold("m", "share_of_before", 0.5), 5.1, 10.0, False),
+        (Threshold("m", "share_of_before", 0.5), 5.0, None, None),
+        (Threshold("m", "at_least", 0.0), None, 3.0, None),
+    ],
+)
+def test_a_rule_is_met_or_missed(
+    rule: Threshold, value: float | None, before: float | None, expected: bool | None
+) -> None:
+    assert evaluate.held_to(rule, value, before)["passed"] is expected
+
+
+def row(metric: str, passed: bool | None, ruled: bool = True) -> dict[str, Any]:
+    return {"metric": metric, "passed": passed, "threshold": {"rule": "at_least", "value": 1.0} if ruled else None}
+
+
+def test_the_verdict_needs_every_rule() -> None:
+    good = [row("unlearning_accuracy", True), row("kept_accuracy", True), row("fid", None, ruled=False)]
+    assert evaluate.verdict(good) == "passed"
+    assert evaluate.verdict([*good, row("forget_rejected", False)]) == "failed"
+
+
+def test_what_could_not_be_measured_does_not_pass_on_its_own() -> None:
+    kept = row("retain_accuracy", True)
+    assert evaluate.verdict([kept, row("gap_to_retrain", None)]) == "failed"
+    assert evaluate.verdict([kept, row("gap_to_retrain", None), row("mia_auc", True)]) == "passed"
+    assert evaluate.verdict([row("mia_auc", True), row("test_accuracy", None)]) == "failed"
+
+
+# Trained checks: about two minutes on one core.
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Judge]:
+    folder = tmp_path_factory.mktemp("digits")
+    torch.set_num_threads(1)
+    parts = splits()
+    networks.train_generator(folder / "base", parts["generator"], lambda done, total: None, seed=3)
+    figures = networks.train_judge(folder / "judge", parts, lambda done, total: None, seed=3)
+    assert figures["judge.test_accuracy"] >= 97 and figures["judge.noise_rejected"] >= 95
+    return class_diffusion.load(folder / "base", CPU), open_judge(folder / "judge")
+
+
+def verdict_on(trained: tuple[nn.Module, Judge], network: nn.Module, family: Any = class_diffusion) -> dict[str, Any]:
+    """The demo's own policy and settings, with fewer images."""
+    base, judge = trained
+    digits = {
+        name: Samples(networks.in_range(part.images), torch.from_numpy(part.labels)) for name, part in splits().items()
+    }
+    forget = digits["generator"].y == 4
+    sets = {"forget": Samples(*(each[forget] for each in digits["generator"])), "retain": None, "test": digits["test"]}
+    settings = {**SETTINGS, **networks.EVALUATION, "forget_samples": 150, "samples_per_label": 40}
+    before = evaluate.answers(class_diffusion, base, sets, "class_label", settings, judge, quiet)
+    after = evaluate.answers(family, network, sets, "class_label", settings, judge, quiet, base)
+    changed = evaluate.count_changes(base, network)
+    evidence = Evidence(before, after, None, 1.0, *changed)
+    rows = evaluate.figures(evidence, "class_diffusion", "class_label", GENERATOR_RULES, 0, judge)
+    return {"verdict": evaluate.verdict(rows), **{row["metric"]: row["value"] for row in rows}}
+
+
+def drawing(make: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], label: int | None) -> Any:
+    """A family whose images for `label` (or for every label) are made up from the seeds."""
+    names = {name: getattr(class_diffusion, name) for name in ("label_count", "label_tables")}
+
+    def sample(network: nn.Module, labels: torch.Tensor, seeds: torch.Tensor, **settings: Any) -> torch.Tensor:
+        images = class_diffusion.sample(network, labels, seeds, **settings)
+        chosen = torch.ones_like(labels, dtype=torch.bool) if label is None else labels == label
+        return torch.where(chosen[:, None, None, None], make(images, seeds), images)
+
+    return SimpleNamespace(sample=sample, **names)
+
+
+def noise(images: torch.Tensor, seeds: torch.Tensor) -> torch.Tensor:
+    return torch.randn(images.shape, generator=torch.Generator().manual_seed(int(seeds[0]))).clamp(-1, 1)
+
+
+def constant(images: torch.Tensor, seeds: torch.Tensor) -> torch.Tensor:
+    return torch.full_like(images, -0.2)
+
+
+@pytest.mark.verify
+@pytest.mark.parametrize("label", [None, 4], ids=["everywhere", "for-the-label-only"])
+@pytest.mark.parametrize("make", [noise, constant])
+def test_noise_and_constants_do_not_pass(trained: tuple[nn.Module, Judge], make: Any, label: int | None) -> None:
+    given = verdict_on(trained, copy.deepcopy(trained[0]), drawing(make, label))
+    assert given["verdict"] == "failed"
+    assert given["unlearning_accuracy"] <= 5 and given["forget_rejected"] >= 95
+
+
+@pytest.mark.verify
+def test_an_untouched_network_does_not_pass(trained: tuple[nn.Module, Judge]) -> None:
+    given = verdict_on(trained, copy.deepcopy(trained[0]))
+    assert given["verdict"] == "failed"
+    assert given["unlearning_accuracy"] <= 5 and given["integrity"] == 0 and given["kept_accuracy"] >= 95
+
+
+@pytest.mark.verify
+def test_overwriting_one_row_does_not_pass(trained: tuple[nn.Module, Judge]) -> None:
+    network = copy.deepcopy(trained[0])
+    with torch.no_grad():
+        network.class_embedding.weight[4] = network.class_embedding.weight[5]
+    given = verdict_on(trained, network)
+    assert given["unlearning_accuracy"] >= 90 and given["changed_weights"] < 0.1
+    assert given["unlearning_accuracy_row_restored"] <= 5
+    assert given["verdict"] == "failed"
+
+
+@pytest.mark.verify
+def test_the_fixed_recipe_passes_on_a_digit_that_it_was_not_tuned_on(trained: tuple[nn.Module, Judge]) -> None:
+    digits = splits()["generator"]
+    x, y = networks.in_range(digits.images), torch.from_numpy(digits.labels)
+    forget, retain = Samples(x[y == 4], y[y == 4]), Samples(x[y != 4], y[y != 4])
+    recipe: dict[str, Any] = {
+        name: networks.FORGET_LABEL_RECIPE.get(name, parameter.default_for("class_diffusion"))
+        for name, parameter in METHODS["salun"].parameters.items()
+    }
+    network = copy.deepcopy(trained[0])
+    salun.unlearn(network, class_diffusion, forget, retain, **recipe, generator=torch.Generator().manual_seed(0))
+    given = verdict_on(trained, network)
+    assert given["verdict"] == "passed"
+    assert given["unlearning_accuracy"] >= 95 and given["changed_weights"] <= 50

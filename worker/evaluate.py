@@ -1,0 +1,209 @@
+"""Evaluate: the same questions to the base, the unlearned and the retrained network, then figures and a verdict.
+
+A network is asked once, and every metric reads its answers. Each figure of the report says what was measured, before
+and after, at which n and seed and by which evaluators. `passed` refers to the model's policy and says no more than
+that: nothing here claims that anything is gone.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from app.catalog import METRICS, Threshold
+from app.errors import JobError
+from worker import generated, picture
+from worker.families import Samples
+from worker.judge import Judge
+from worker.load import Material
+from worker.metrics import Answers, ClassifierAnswers, Evidence, GeneratorAnswers, per_class_accuracy
+
+FORGETTING = ("unlearning_accuracy", "gap_to_retrain", "mia_auc")  # an untouched network must miss one of them
+Advance = Callable[[int, int], None]  # done, total
+
+
+@dataclass(frozen=True)
+class Report:
+    document: dict[str, Any]  # figures, verdict and how they came about; JSON
+    pictures: dict[str, bytes]  # file name -> PNG
+
+
+def evaluate(
+    specification: Mapping[str, Any], material: Material, network: nn.Module, seconds: float, progress: Advance
+) -> Report:
+    """Ask base, unlearned and reference network, measure, and compare with the policy."""
+    judge = open_judge(material)
+    sides = [material.base.network, network] + ([material.reference.network] if material.reference else [])
+    asked = [
+        answers(
+            material.base.family,
+            side,
+            {"forget": material.forget, "retain": material.retain, "test": material.test},
+            specification["kind"],
+            specification["evaluation"],
+            judge,
+            part(progress, index, len(sides)),
+            base=material.base.network if side is network else None,
+        )
+        for index, side in enumerate(sides)
+    ]
+    changed, total = count_changes(material.base.network, network)
+    evidence = Evidence(asked[0], asked[1], asked[2] if len(asked) > 2 else None, seconds, changed, total)
+    rules = [Threshold(**rule) for rule in specification["policy"].get(specification["kind"], [])]
+    seed = int(specification["evaluation"].get("seed", 0))
+    rows = figures(evidence, specification["base"]["family"], specification["kind"], rules, seed, judge)
+    document = {
+        "verdict": verdict(rows),
+        "kind": specification["kind"],
+        "figures": rows,
+        "settings": dict(specification["evaluation"]),
+        "base": material.base.digest,
+        "judge": judge.digest if judge else None,
+        "reference": material.reference.digest if material.reference else None,
+        "not_tested": ["relearning", "adversarial prompts", "paraphrases", "quantised copies"],
+    }
+    return Report(document, picture.pictures(asked[0], asked[1]))
+
+
+def open_judge(material: Material) -> Judge | None:
+    if material.judge is None:
+        return None
+    opened = material.judge
+    return Judge(opened.network, opened.family, opened.directory, opened.digest)
+
+
+def part(progress: Advance, index: int, parts: int) -> Advance:
+    """The share of the whole progress that belongs to one of several equal parts."""
+    return lambda done, total: progress(index * total + done, parts * total)
+
+
+def answers(
+    family: ModuleType,
+    network: nn.Module,
+    sets: Mapping[str, Samples | None],
+    kind: str,
+    settings: Mapping[str, Any],
+    judge: Judge | None,
+    progress: Advance,
+    base: nn.Module | None = None,
+) -> Answers:
+    """One network's answers. With `base`, a generator is also asked with the base's label rows put back."""
+    if not hasattr(family, "sample"):
+        return classifier_answers(family, network, sets, kind, progress)
+    labels = family.label_count(network)
+    if judge is None:
+        raise JobError("judge_missing", "A generator is measured by a judge: register one with the model.")
+    if judge.label_count() != labels:
+        raise JobError("judge_mismatch", f"The judge knows {judge.label_count()} labels, the model {labels}.")
+    return generated.answers(family, network, sets, settings, judge, progress, base)
+
+
+def classifier_answers(
+    family: ModuleType, network: nn.Module, sets: Mapping[str, Samples | None], kind: str, progress: Advance
+) -> ClassifierAnswers:
+    forget, retain = required(sets, "forget"), required(sets, "retain")
+    test = sets["test"] or Samples(forget.x[:0], forget.y[:0])
+    if kind == "class_label":
+        kept = ~torch.isin(test.y, forget.y.unique())
+        test = Samples(test.x[kept], test.y[kept])
+    arrays: list[Any] = []
+    done, total = 0, len(forget.y) + len(retain.y) + len(test.y)
+    for samples in (forget, retain, test):
+        logits = family.predict(network, samples.x) if len(samples.y) else torch.zeros(0, family.label_count(network))
+        arrays += [logits.double().softmax(dim=1).cpu().numpy(), samples.y.cpu().numpy()]
+        done += len(samples.y)
+        progress(done, total)
+    return ClassifierAnswers(*arrays)
+
+
+def required(sets: Mapping[str, Samples | None], name: str) -> Samples:
+    samples = sets[name]
+    if samples is None or len(samples.y) == 0:
+        raise JobError("set_empty", f"The {name} set holds no samples.")
+    return samples
+
+
+@torch.no_grad()
+def count_changes(base: nn.Module, network: nn.Module) -> tuple[int, int]:
+    """Weights whose value differs from the base's (a nan always does), and all weights."""
+    pairs = list(zip(base.parameters(), network.parameters(), strict=True))
+    return sum(int((a != b).sum()) for a, b in pairs), sum(a.numel() for a, _ in pairs)
+
+
+def figures(
+    evidence: Evidence, family: str, kind: str, rules: Sequence[Threshold], seed: int, judge: Judge | None
+) -> list[dict[str, Any]]:
+    """One row per metric of the family, in the catalogue's order; one more for each further rule on it."""
+    rows = []
+    for name, metric in METRICS.items():
+        if family not in metric.families:
+            continue
+        module = import_module(f"worker.metrics.{name}")
+        sides = {"value": evidence.after, "before": evidence.before, "target": evidence.reference}
+        measured = {side: measure(module, name, side_answers, evidence) for side, side_answers in sides.items()}
+        value, n = measured["value"]
+        before, target = measured["before"][0], measured["target"][0]
+        ideal = getattr(module, "IDEAL", {}).get(kind)
+        row = {
+            "metric": name,
+            "name": f"{name}[judge]" if metric.unit == "judge" else name,
+            "title": metric.title,
+            "value": value,
+            "before": before,
+            "target": ideal if target is None else target,
+            "target_is": "retrained" if target is not None else ("ideal" if ideal is not None else None),
+            "n": n,
+            "seed": seed,
+            "unit": metric.unit,
+            "direction": metric.direction,
+            "evaluators": [judge.digest] if judge and isinstance(evidence.after, GeneratorAnswers) else [],
+        }
+        if name == "per_class_accuracy" and isinstance(evidence.after, GeneratorAnswers):
+            row["by_label"] = per_class_accuracy.by_label(evidence.after)
+        own: list[Threshold | None] = [rule for rule in rules if rule.metric == name]
+        rows += [{**row, **held_to(rule, value, before)} for rule in own or [None]]
+    return rows
+
+
+def measure(module: ModuleType, name: str, side: Answers | None, evidence: Evidence) -> tuple[float | None, int]:
+    """The value (None where it could not be measured) and n; kept in `measured` for the metrics that follow."""
+    if side is None:
+        return None, 0
+    value, n = module.measure(side, evidence)
+    side.measured[name] = value
+    return (round(value, 6), n) if n > 0 and math.isfinite(value) else (None, n)
+
+
+def held_to(rule: Threshold | None, value: float | None, before: float | None) -> dict[str, Any]:
+    """The rule and whether it was met; None where there is no rule, or nothing to hold it against."""
+    if rule is None:
+        return {"threshold": None, "passed": None}
+    shown = {"rule": rule.rule, "value": rule.value}
+    relative = rule.rule in ("drop_at_most", "share_of_before")
+    if value is None or (relative and before is None):
+        return {"threshold": shown, "passed": None}
+    base = before if before is not None else 0.0
+    met = {
+        "at_least": value >= rule.value,
+        "at_most": value <= rule.value,
+        "drop_at_most": base - value <= rule.value,
+        "share_of_before": value <= rule.value * base,
+    }
+    return {"threshold": shown, "passed": met[rule.rule]}
+
+
+def verdict(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Passed when every rule was met. What could not be measured is missed, unless another figure shows forgetting.
+
+    A gap to Retrain without a retrained reference is the case in point: it is left out where the policy holds
+    another forgetting figure to a rule; where it is the only one, nothing was shown.
+    """
+    ruled = [row for row in rows if row["threshold"] is not None]
+    shown = any(row["passed"] for row in ruled if row["metric"] in FORGETTING)
+    met = all(row["passed"] or (row["passed"] is None and row["metric"] in FORGETTING and shown) for row in ruled)
+    return "passed" if met else "failed"

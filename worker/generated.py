@@ -1,0 +1,124 @@
+"""A generator's answers: images at fixed seeds, drawn once, judged once, and then thrown away but for a few.
+
+Every network is asked the same: `forget_samples` images of each label to forget and `samples_per_label` of each
+other one, image i from its own seed. The unlearned network is asked once more for the forgotten labels with the base's
+rows of its label table put back, since overwriting a row is not forgetting.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from worker.families import Samples
+from worker.judge import Judge, as_pictures
+from worker.metrics import GeneratorAnswers
+
+CHUNK = 128  # images drawn at once
+SEEDS_APART = 1_000_003  # so that two evaluation seeds share no image's noise
+SHOWN = 8  # images of each label that are kept for the picture
+
+
+def answers(
+    family: ModuleType,
+    network: nn.Module,
+    sets: Mapping[str, Samples | None],
+    settings: Mapping[str, Any],
+    judge: Judge,
+    progress: Callable[[int, int], None],
+    base: nn.Module | None,
+) -> GeneratorAnswers:
+    forget, test = sets["forget"], sets["test"]
+    assert forget is not None
+    forgotten = forget.y.unique().cpu()
+    labels, seeds = questions(family.label_count(network), forgotten, settings)
+    again = torch.isin(labels, forgotten) if base is not None else torch.zeros(len(labels), dtype=torch.bool)
+    total = len(labels) + int(again.sum())
+    asked = labels.numpy()
+    pictures, judged, features = draw(
+        family, network, labels, seeds, settings, judge, lambda done: progress(done, total)
+    )
+    restored = np.zeros(0, dtype=np.int64)
+    if base is not None:
+        with rows_put_back(family, network, base, forgotten):
+            _, restored, _ = draw(
+                family,
+                network,
+                labels[again],
+                seeds[again],
+                settings,
+                judge,
+                lambda done: progress(len(labels) + done, total),
+            )
+    return GeneratorAnswers(
+        forget_labels=tuple(forgotten.tolist()),
+        asked=asked,
+        judged=judged,
+        features=features,
+        restored=restored,
+        real_features=features[:0] if test is None else judge(as_pictures(test.x))[1],
+        real_labels=asked[:0] if test is None else test.y.cpu().numpy(),
+        images=pictures,
+    )
+
+
+def questions(label_count: int, forgotten: Tensor, settings: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """Which label each image is asked for, in the labels' order, and each image's own seed."""
+    every = torch.arange(label_count)
+    counts = torch.where(torch.isin(every, forgotten), settings["forget_samples"], settings["samples_per_label"])
+    labels = every.repeat_interleave(counts)
+    return labels, settings["seed"] * SEEDS_APART + torch.arange(len(labels))
+
+
+def draw(
+    family: ModuleType,
+    network: nn.Module,
+    labels: Tensor,
+    seeds: Tensor,
+    settings: Mapping[str, Any],
+    judge: Judge,
+    progress: Callable[[int], None],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The first images of each label (rows, columns, H, W, C), every image's label by the judge, and its features."""
+    shown: dict[int, list[np.ndarray]] = {label: [] for label in labels.unique().tolist()}
+    judged, features = [], []
+    for part, own in zip(labels.split(CHUNK), seeds.split(CHUNK), strict=True):
+        images = family.sample(
+            network,
+            part,
+            own,
+            steps=settings["sampling_steps"],
+            guidance_scale=settings["guidance_scale"],
+            eta=settings["eta"],
+        )
+        pictures = as_pictures(images)
+        answer = judge(pictures)
+        judged.append(answer[0])
+        features.append(answer[1])
+        for label, picture in zip(part.tolist(), pictures, strict=True):
+            if len(shown[label]) < SHOWN:
+                shown[label].append(picture)
+        progress(sum(len(each) for each in judged))
+    columns = min(len(row) for row in shown.values())
+    rows = np.stack([np.stack(row[:columns]) for row in shown.values()])
+    return rows, np.concatenate(judged), np.concatenate(features)
+
+
+@contextmanager
+def rows_put_back(family: ModuleType, network: nn.Module, base: nn.Module, labels: Tensor) -> Iterator[None]:
+    """Within the block, the network's label tables hold the base's rows of these labels; after it, its own again."""
+    tables, originals = family.label_tables(network), family.label_tables(base)
+    own = {name: table.detach()[labels].clone() for name, table in tables.items()}
+    try:
+        with torch.no_grad():
+            for name, table in tables.items():
+                table[labels] = originals[name][labels].to(table.dtype)
+        yield
+    finally:
+        with torch.no_grad():
+            for name, table in tables.items():
+                table[labels] = own[name]

@@ -1,0 +1,43 @@
+"""Frechet distance between generated and real images of the kept labels, in the judge's features: `fid[judge]`.
+
+    || mu_1 - mu_2 ||^2 + tr(S_1 + S_2 - 2 (S_1 S_2)^(1/2))
+
+mu, S: mean and covariance of the judge's penultimate features, of the generated images and of the real test images.
+These are not Inception's features, so the figure has a name of its own and compares only with figures of the same
+judge (its digest stands beside it). Direction: lower; a retrained network scores about what the base does. Both
+sides' counts matter: fewer images than features make the distance larger. Computed by torchmetrics, in float64.
+Source: Heusel et al., arXiv 1706.08500.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchmetrics.image.fid import FrechetInceptionDistance
+
+from worker.metrics import UNMEASURED, Answers, Evidence, GeneratorAnswers
+
+IDEAL = {"class_label": 0.0}
+
+
+class Given(nn.Module):
+    """Features that were computed before, so that torchmetrics has nothing to extract."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.num_features = num_features
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features
+
+
+def measure(answers: Answers, evidence: Evidence) -> tuple[float, int]:
+    if not isinstance(answers, GeneratorAnswers):
+        return UNMEASURED
+    generated = answers.features[~answers.of_forgotten]
+    real = answers.real_features[~np.isin(answers.real_labels, answers.forget_labels)]
+    if min(len(generated), len(real)) < 2:
+        return UNMEASURED
+    distance = FrechetInceptionDistance(feature=Given(generated.shape[1])).set_dtype(torch.float64)
+    distance.update(torch.from_numpy(generated).double(), real=False)
+    distance.update(torch.from_numpy(real).double(), real=True)
+    return float(distance.compute()), len(generated)

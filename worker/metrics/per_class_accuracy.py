@@ -1,0 +1,28 @@
+"""Per-class accuracy: the worst kept label, and every label beside it.
+
+    min over kept labels of the share of the label's images that the judge calls by that label
+
+The mean over labels hides one label that was destroyed; this figure shows it. `by_label` gives the share of every
+label, forgotten ones included, for the report. Direction: higher; a retrained network scores what the base does.
+Source: SalUn's DDPM evaluation reports accuracy by class; the minimum is ours.
+"""
+
+import numpy as np
+
+from worker.metrics import UNMEASURED, Answers, Evidence, GeneratorAnswers
+
+IDEAL = {"class_label": 100.0}
+
+
+def measure(answers: Answers, evidence: Evidence) -> tuple[float, int]:
+    if not isinstance(answers, GeneratorAnswers):
+        return UNMEASURED
+    shares = by_label(answers)
+    kept = [share for label, share in shares.items() if label not in answers.forget_labels]
+    return (min(kept), int(np.sum(~answers.of_forgotten))) if kept else UNMEASURED
+
+
+def by_label(answers: GeneratorAnswers) -> dict[int, float]:
+    """Percent of each label's images that the judge calls by that label."""
+    labels = [int(label) for label in np.unique(answers.asked)]
+    return {label: 100.0 * float(np.mean(answers.judged[answers.asked == label] == label)) for label in labels}

@@ -1,0 +1,66 @@
+"""Pictures of a report: images of the same labels from the same noise, base left, unlearned right.
+
+Rows are labels, the forgotten ones first and marked. Both sides of a row hold the same seeds in the same order, so
+what differs was changed by the unlearning alone.
+"""
+
+import io
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from worker.metrics import Answers, GeneratorAnswers
+
+TILE = 64  # smallest side of one shown image, in pixels
+GAP, MIDDLE, MARGIN, HEAD = 4, 28, 150, 44
+INK, PAPER, MARK = (28, 28, 30), (255, 255, 255), (176, 42, 48)
+
+
+def pictures(before: Answers, after: Answers) -> dict[str, bytes]:
+    """File name -> PNG. A classifier has none: its images are the subject's own."""
+    if not isinstance(before, GeneratorAnswers) or not isinstance(after, GeneratorAnswers):
+        return {}
+    return {"grid.png": grid(before.images, after.images, row_names(after))}
+
+
+def row_names(answers: GeneratorAnswers) -> list[tuple[str, bool]]:
+    """Each row's label in words, and whether it was to be forgotten."""
+    labels = [int(label) for label in np.unique(answers.asked)]
+    return [(f"label {label}", label in answers.forget_labels) for label in labels]
+
+
+def grid(left: np.ndarray, right: np.ndarray, names: list[tuple[str, bool]]) -> bytes:
+    """`left`, `right`: (rows, columns, H, W, C), uint8, C 1 or 3; `names`: per row its text and whether forgotten."""
+    rows, columns, height, width, _ = left.shape
+    factor = max(1, -(-TILE // min(height, width)))
+    tall, wide = height * factor + GAP, width * factor + GAP
+    second = MARGIN + columns * wide + MIDDLE
+    canvas = Image.new("RGB", (second + columns * wide + GAP, HEAD + rows * tall + GAP), PAPER)
+    pen = ImageDraw.Draw(canvas)
+    large, small = ImageFont.load_default(size=18), ImageFont.load_default(size=15)
+    pen.text((MARGIN, 12), "before (base)", INK, font=large)
+    pen.text((second, 12), "after (unlearned), same seeds", INK, font=large)
+    order = sorted(range(rows), key=lambda row: not names[row][1])
+    for line, row in enumerate(order):
+        top = HEAD + line * tall
+        text, forgotten = names[row]
+        pen.text((10, top + tall // 2 - 18), text, MARK if forgotten else INK, font=large)
+        pen.text(
+            (10, top + tall // 2 + 2), "to forget" if forgotten else "kept", MARK if forgotten else INK, font=small
+        )
+        for start, images in ((MARGIN, left), (second, right)):
+            for column in range(columns):
+                canvas.paste(tile(images[row, column], factor), (start + column * wide, top))
+    return as_png(canvas)
+
+
+def tile(pixels: np.ndarray, factor: int) -> Image.Image:
+    """One image, each of its pixels a square of `factor`."""
+    shown = Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).convert("RGB")
+    return shown.resize((shown.width * factor, shown.height * factor), Image.Resampling.NEAREST)
+
+
+def as_png(canvas: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    canvas.save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
