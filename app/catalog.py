@@ -55,7 +55,8 @@ class Threshold:
     """A rule on one figure of the report.
 
     `at_least`, `at_most`: on the value after. `drop_at_most`: points that the value may fall below the
-    base's. `share_of_before`: the value after is at most this share of the value before.
+    base's. `share_of_before`: the value's distance to its ideal (50 for mia_auc, 0 for a gap) is at most this
+    share of what it was before.
     """
 
     metric: str
@@ -214,6 +215,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
                 ),
                 "samples": (
                     Threshold("gap_to_retrain", "share_of_before", 0.5),
+                    Threshold("mia_auc", "share_of_before", 0.5),
                     Threshold("retain_accuracy", "drop_at_most", 2.0),
                     Threshold("test_accuracy", "drop_at_most", 2.0),
                 ),

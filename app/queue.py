@@ -24,6 +24,7 @@ def make_celery(settings: Settings) -> Celery:
         broker_transport_options=_transport_options(settings),
         broker_connection_timeout=2,
         broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,  # a broker may be away for hours; jobs wait in their rows
     )
     return celery
 

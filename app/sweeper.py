@@ -4,8 +4,10 @@ Runs in every server, in one at a time (a lease in the database). Each duty may 
 """
 
 import os
+import shutil
 import socket
 import threading
+import time
 from datetime import timedelta
 
 import structlog
@@ -23,6 +25,7 @@ from app.records import upload as uploads
 
 log = structlog.get_logger()
 DAY = 86400.0
+SCRATCH_DAYS = 7
 
 
 class Sweeper:
@@ -57,6 +60,7 @@ def sweep(lethe: Deployment, actor: str = "sweeper") -> None:
     ring_again(lethe)
     purge_old_data(lethe)
     delete_dead_blobs(lethe)
+    delete_old_scratch(lethe)
 
 
 def take_back_lost_jobs(lethe: Deployment, actor: str) -> None:
@@ -104,3 +108,10 @@ def delete_dead_blobs(lethe: Deployment) -> None:
                 lethe.blobs.delete(blob)
             intents.forget(session, blob)
     lethe.blobs.sweep_partial(timedelta(seconds=max(grace, 3600)))
+
+
+def delete_old_scratch(lethe: Deployment) -> None:
+    """Folders of workers that were killed on hosts that did not come back."""
+    for folder in lethe.settings.scratch.glob("*"):
+        if time.time() - folder.stat().st_mtime > SCRATCH_DAYS * DAY and folder.name != "server":
+            shutil.rmtree(folder, ignore_errors=True)

@@ -166,7 +166,7 @@ def figures(
         if name == "per_class_accuracy" and isinstance(evidence.after, GeneratorAnswers):
             row["by_label"] = per_class_accuracy.by_label(evidence.after)
         own: list[Threshold | None] = [rule for rule in rules if rule.metric == name]
-        rows += [{**row, **held_to(rule, value, before)} for rule in own or [None]]
+        rows += [{**row, **held_to(rule, value, before, ideal or 0.0)} for rule in own or [None]]
     return rows
 
 
@@ -179,7 +179,7 @@ def measure(module: ModuleType, name: str, side: Answers | None, evidence: Evide
     return (round(value, 6), n) if n > 0 and math.isfinite(value) else (None, n)
 
 
-def held_to(rule: Threshold | None, value: float | None, before: float | None) -> dict[str, Any]:
+def held_to(rule: Threshold | None, value: float | None, before: float | None, ideal: float = 0.0) -> dict[str, Any]:
     """The rule and whether it was met; None where there is no rule, or nothing to hold it against."""
     if rule is None:
         return {"threshold": None, "passed": None}
@@ -192,7 +192,7 @@ def held_to(rule: Threshold | None, value: float | None, before: float | None) -
         "at_least": value >= rule.value,
         "at_most": value <= rule.value,
         "drop_at_most": base - value <= rule.value,
-        "share_of_before": value <= rule.value * base,
+        "share_of_before": abs(value - ideal) <= rule.value * abs(base - ideal),
     }
     return {"threshold": shown, "passed": met[rule.rule]}
 

@@ -15,11 +15,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+SECRET = ("LETHE_", "PG", "POSTGRES", "REDIS", "CELERY", "AWS_")
+
 
 class Runner:
     def __init__(self, scratch: Path) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "worker.runner", str(os.getpid()), str(scratch)],
+            env=bare_environment(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             process_group=0,
@@ -78,3 +81,8 @@ class Runner:
             os.killpg(self._process.pid, number)
         except ProcessLookupError:
             self._process.poll()
+
+
+def bare_environment() -> dict[str, str]:
+    """This process's environment without what the runner must not know: where the database, broker and keys are."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(SECRET)}

@@ -45,13 +45,13 @@ def need(scope: str) -> Callable[..., ApiKey]:
     return key_with_scope
 
 
-def _without_nul(text: str) -> str:
-    if "\0" in text:
-        raise ValueError("it must not contain the character NUL")
+def _storable(text: str) -> str:
+    if any(character == "\0" or "\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError("it must be Unicode text without the character NUL")
     return text
 
 
-Text = Annotated[str, AfterValidator(_without_nul)]  # what may be looked up or stored: Postgres stores no NUL
+Text = Annotated[str, AfterValidator(_storable)]  # JSON may hold what neither UTF-8 nor Postgres has: lone surrogates, NUL
 Item = TypeVar("Item")
 
 

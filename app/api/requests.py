@@ -33,7 +33,7 @@ class Forget(BaseModel):
     model_config = ConfigDict(extra="forbid")
     dataset: Text | None = Field(None, description="Id of an uploaded forget set; or, with samples or class_label, the registered set to choose from (default: the model's train set, else its retain set).")
     samples: list[str] | None = Field(None, min_length=1, max_length=1_000_000, description="Sample ids, see GET /v1/datasets/{name}/samples.")
-    class_label: str | None = Field(None, max_length=200, description="A label of the model.")
+    class_label: Text | None = Field(None, max_length=200, description="A label of the model.")
 
     @model_validator(mode="after")
     def one_way(self) -> "Forget":
@@ -50,7 +50,7 @@ class RequestIn(BaseModel):
         json_schema_extra={"examples": [{"model": "digits", "concept": "three", "forget": {"class_label": "3"}, "method": "salun"}]},
     )
     model: Text = Field(description="Name or id of a registered model.")
-    concept: str | None = Field(None, max_length=500, description="What this is about. Sealed; shown only to keys with requests:concept.")
+    concept: Text | None = Field(None, max_length=500, description="What this is about. Sealed; shown only to keys with requests:concept.")
     forget: Forget
     method: str = Field("salun", description="See GET /v1/catalog.")
     recipe: dict[str, Any] = Field({}, description="Hyper-parameters; the family's defaults for the rest.")

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import nn
 
-from app.catalog import METHODS, METRICS, Threshold
+from app.catalog import FAMILIES, METHODS, METRICS, Threshold
 from app.errors import JobError
 from demo import networks
 from demo.digits import splits
@@ -212,6 +212,25 @@ def test_a_rule_is_met_or_missed(
     rule: Threshold, value: float | None, before: float | None, expected: bool | None
 ) -> None:
     assert evaluate.held_to(rule, value, before)["passed"] is expected
+
+
+def test_a_share_is_of_the_distance_to_the_ideal_on_either_side() -> None:
+    half = Threshold("mia_auc", "share_of_before", 0.5)
+    met = {value: evaluate.held_to(half, value, 70.0, 50.0)["passed"] for value in (70.0, 61.0, 60.0, 50.0, 40.0, 39.0)}
+    assert met == {70.0: False, 61.0: False, 60.0: True, 50.0: True, 40.0: True, 39.0: False}
+
+
+def test_an_untouched_classifier_fails_without_a_reference(tmp_path: Path) -> None:
+    """The default policy: keeping everything is not enough where nothing shows forgetting."""
+    network = image_classifier.load(tiny.write("vit", tmp_path / "vit"), CPU)
+    every, test = (tiny.samples(network, image_classifier, 60, seed) for seed in (0, 1))
+    sets = {"forget": Samples(every.x[:20], every.y[:20]), "retain": Samples(every.x[20:], every.y[20:]), "test": test}
+    asked = [evaluate.answers(image_classifier, network, sets, "samples", {}, None, quiet) for _ in range(2)]
+    policy = FAMILIES["image_classifier"].default_policy["samples"]
+    evidence = Evidence(asked[0], asked[1], None, 1.0, *evaluate.count_changes(network, network))
+    figures = evaluate.figures(evidence, "image_classifier", "samples", policy, 0, None)
+    assert evaluate.verdict(figures) == "failed"
+    assert {row["metric"] for row in figures if row["passed"] is False} == {"mia_auc"}
 
 
 def row(metric: str, passed: bool | None, ruled: bool = True) -> dict[str, Any]:

@@ -1,0 +1,42 @@
+# Two commands for a newcomer: `make demo` and `make test`. Both set everything up themselves.
+PYTHON ?= python3.11
+BIN := .venv/bin
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: demo test verify gpu bench lint format clean
+
+demo: .venv/worker  ## train on real digits, forget through the REST API, show what changed
+	$(BIN)/python -m demo
+
+test: .venv/test lint  ## contracts on tiny networks, real Postgres and Redis; what CI runs
+	$(BIN)/python -m pytest
+
+verify: .venv/test  ## everything that trains or takes long
+	$(BIN)/python -m pytest -m verify
+
+gpu: .venv/test  ## what needs an accelerator
+	$(BIN)/python -m pytest -m gpu
+
+bench: .venv/test  ## measurements, one JSON line each
+	for bench in tests/benchmarks/bench_*.py; do $(BIN)/python -m tests.benchmarks.$$(basename $$bench .py) || exit 1; done
+
+lint: .venv/test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.venv/worker: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[worker]'
+	touch $@
+
+.venv/test: .venv/worker
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[worker,test]'
+	touch $@
+
+clean:
+	rm -rf .venv .lethe

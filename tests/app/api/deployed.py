@@ -1,0 +1,151 @@
+"""A deployment with sets and a tiny registered classifier, and what HTTP tests ask and check again and again."""
+
+import io
+import itertools
+import json
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastapi.testclient import TestClient
+from httpx import Response
+from sqlalchemy import func, select
+
+from app import weights
+from app.deployment import Deployment
+from app.records import Record
+from app.records import checkpoint as checkpoints
+from app.records import model as models
+from app.records.base import new_id
+from app.records.checkpoint import Checkpoint, Status
+from tests import pictures, tiny
+from tests.conftest import client_for
+
+ZIP = {"Content-Type": "application/zip"}
+_numbers = itertools.count(100)
+
+
+@dataclass(frozen=True)
+class World:
+    """`digits` is registered with train (also retain) and test sets of labels 0 to 3; `directory` holds its files."""
+
+    lethe: Deployment
+    admin: TestClient
+    requester: TestClient
+    stranger: TestClient
+    directory: Path
+
+
+def build(lethe: Deployment, folder: Path) -> World:
+    admin, requester, stranger = (client_for(lethe, role) for role in ("admin", "requester", "requester"))
+    directory = tiny.write("vit", folder / "digits")
+    for name, role, seed in (("train-set", "train", 1), ("test-set", "test", 2)):
+        assert upload_set(admin, role, name, pictures.imagefolder(seed=seed)).status_code == 201
+    world = World(lethe, admin, requester, stranger, directory)
+    answer = register(world, "digits", directory, train="train-set", retain="train-set", test="test-set")
+    assert answer.status_code == 201, answer.text
+    return world
+
+
+def upload_set(client: TestClient, role: str, name: str | None = None, body: bytes | None = None, **options: Any) -> Response:
+    params = {"role": role} | ({"name": name} if name else {})
+    content = pictures.imagefolder(seed=next(_numbers)) if body is None else body
+    return client.post("/v1/datasets", params=params, content=content, **{"headers": ZIP, **options})
+
+
+def forget_set(client: TestClient, labels: tuple[object, ...] = (3,), body: bytes | None = None) -> str:
+    """Upload a fresh set of role forget; its id."""
+    answer = upload_set(client, "forget", body=body or pictures.imagefolder(labels, each=3, seed=next(_numbers)))
+    assert answer.status_code == 201, answer.text
+    return str(answer.json()["id"])
+
+
+def packed(files: Path | Mapping[str, bytes]) -> bytes:
+    """A zip of a directory's files, or of these."""
+    if isinstance(files, Path):
+        files = {path.name: path.read_bytes() for path in sorted(files.iterdir())}
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as opened:
+        for name, content in files.items():
+            opened.writestr(name, content)
+    return archive.getvalue()
+
+
+def upload_model(client: TestClient, files: Path | Mapping[str, bytes]) -> str:
+    answer = client.post("/v1/uploads", content=packed(files), headers=ZIP)
+    assert answer.status_code == 201, answer.text
+    return str(answer.json()["id"])
+
+
+def register(world: World, name: str, files: Path | Mapping[str, bytes], **options: Any) -> Response:
+    source = {"upload": upload_model(world.admin, files)}
+    body = {"name": name, "family": "image_classifier", "source": source, **options}
+    return world.admin.post("/v1/models", json=body)
+
+
+def ask(client: TestClient, **body: Any) -> Response:
+    """POST a request; by default samples of the train set."""
+    document = {"model": "digits", "forget": {"samples": ["0/0", "1/1"]}, **body}
+    return client.post("/v1/requests", content=json.dumps(document), headers={"Content-Type": "application/json"})
+
+
+def asked(client: TestClient, **body: Any) -> dict[str, Any]:
+    answer = ask(client, **body)
+    assert answer.status_code == 202, answer.text
+    document: dict[str, Any] = answer.json()
+    return document
+
+
+def add_version(world: World, folder: Path, status: Status = Status.RELEASED, supersede: bool = False) -> tuple[int, Path]:
+    """Another version of `digits`, stored as a worker stores it. Its number, and the directory that was packed."""
+    number = next(_numbers)
+    directory, pack = tiny.write("vit", folder / str(number), seed=number), folder / f"{number}.pack"
+    lethe, names = world.lethe, {kind: f"{kind}s/test-{number}" for kind in ("pack", "manifest")}
+    with lethe.store.read() as session:
+        model = models.find(session, "digits")
+        assert model is not None
+        parent = checkpoints.head(session, model.id)
+    with lethe.blobs.open(parent.manifest) as file:
+        before = weights.decode(file.read())
+    manifest = weights.pack_delta(before, lethe.blobs, directory, pack, names["pack"])
+    lethe.blobs.put(names["pack"], pack)
+    lethe.blobs.put(names["manifest"], weights.encode(manifest))
+    lethe.blobs.put(f"pictures/test-{number}/grid.png", pictures.png(number))
+    version = Checkpoint(
+        id=new_id("ckpt"), model_id=model.id, parent_id=parent.id, status=status, pack=names["pack"], manifest=names["manifest"],
+        digest=weights.digest(manifest), changes=dict(weights.changes(manifest, before)),
+        report={"verdict": "passed", "figures": [], "pictures": ["grid.png"]},
+    )  # fmt: skip
+    with lethe.store.write() as session:
+        checkpoints.add(session, version, "worker:test")
+        if supersede:
+            checkpoints.supersede_before(session, version, "worker:test")
+    return version.number, directory
+
+
+def refused(answer: Response, status: int, code: str | None = None, field: str | None = None) -> dict[str, Any]:
+    """The problem document of a refusal, checked for its form."""
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    problem: dict[str, Any] = answer.json()
+    assert {"type", "title", "status", "detail", "request_id"} <= problem.keys()
+    assert problem["status"] == status and problem["title"] and problem["detail"]
+    assert problem["type"].startswith("urn:lethe:problem:")
+    assert problem["request_id"] == answer.headers["x-request-id"]
+    if code is not None:
+        assert problem["type"] == f"urn:lethe:problem:{code}", problem
+    if field is not None:
+        (error,) = problem["errors"]
+        assert error["field"] == field and error["rule"] and error["remedy"], problem
+    return problem
+
+
+def stored(lethe: Deployment) -> tuple[dict[str, int], dict[str, int]]:
+    """Everything that is kept: rows per table; blobs, keys, scratch and bell by size."""
+    with lethe.store.read() as session:
+        rows = {table.name: session.scalar(select(func.count()).select_from(table)) or 0 for table in Record.metadata.sorted_tables}
+    data = lethe.settings.data
+    files = {path.relative_to(data).as_posix(): path.stat().st_size for path in data.rglob("*") if path.is_file()}
+    return rows, {name: size for name, size in files.items() if not name.startswith("lethe.db")}

@@ -1,0 +1,199 @@
+"""/v1/models and /v1/uploads: registration, names, policies and changes."""
+
+import json
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+
+from app import catalog
+from tests import pictures, tiny
+from tests.app.api.deployed import World, add_version, forget_set, packed, refused, register, stored, upload_model, upload_set
+
+
+def test_a_model_answers_with_its_sets_labels_and_the_family_defaults(world: World) -> None:
+    answer = world.requester.get("/v1/models/digits")
+    model = answer.json()
+    train = world.admin.get("/v1/datasets/train-set").json()["id"]
+    assert (model["train"], model["retain"], model["judge"], model["head"]) == (train, train, None, 1)
+    assert model["labels"] == ["0", "1", "2", "3"] and model["evaluation"] == {}
+    defaults = catalog.FAMILIES["image_classifier"].default_policy
+    assert model["policy"] == {kind: [vars(rule) for rule in rules] for kind, rules in defaults.items()}
+    assert answer.headers["etag"] == '"1"'
+    assert world.requester.get(f"/v1/models/{model['id']}").json() == model
+    assert "digits" in [each["name"] for each in world.requester.get("/v1/models").json()["data"]]
+
+
+def test_registering_uses_the_upload_up(world: World) -> None:
+    upload = upload_model(world.admin, world.directory)
+    body = {"name": "used-up", "family": "image_classifier", "source": {"upload": upload}}
+    assert list(world.lethe.blobs.list("uploads/")) != []
+    answer = world.admin.post("/v1/models", json=body)
+    assert answer.status_code == 201 and answer.headers["location"] == "/v1/models/used-up"
+    assert not world.lethe.blobs.exists(f"uploads/{upload}")
+    rows, files = stored(world.lethe)
+    assert rows["intents"] == 0 and not any(name.startswith("scratch/") for name in files)
+    refused(world.admin.post("/v1/models", json=body | {"name": "again"}), 404, "not-found")
+
+
+def test_uploads_belong_to_their_key(world: World) -> None:
+    upload = upload_model(world.admin, world.directory)
+    other = world.admin.post("/v1/keys", json={"name": "other", "role": "admin"}).json()["key"]
+    body = {"name": "stolen", "family": "image_classifier", "source": {"upload": upload}}
+    refused(world.admin.post("/v1/models", json=body, headers={"Authorization": f"Bearer {other}"}), 404, "not-found")
+
+
+def test_folders_under_the_roots_may_be_named_and_no_others(world: World, tmp_path: Path) -> None:
+    root = world.lethe.settings.allowed_roots[0]
+    shutil.copytree(world.directory, root / "local")
+    body = {"name": "by-path", "family": "image_classifier", "source": {"path": str(root / "local")}}
+    before = stored(world.lethe)
+    (root / "link").symlink_to(world.directory)
+    for path in (str(world.directory), str(root / ".." / "digits"), str(root / "link"), str(root / "absent"), "/", "", str(root / ("x" * 300))):
+        refused(world.admin.post("/v1/models", json=body | {"source": {"path": path}}), 422, "path-refused", "source.path")
+    for source in ({}, {"path": str(root / "local"), "upload": "up_1"}):
+        refused(world.admin.post("/v1/models", json=body | {"source": source}), 422, "source-missing", "source")
+    assert stored(world.lethe) == before
+    assert world.admin.post("/v1/models", json=body).status_code == 201
+    assert (root / "local" / "config.json").exists()
+
+
+def test_a_name_is_taken_once_and_is_never_another_models_id(world: World) -> None:
+    model_id = world.admin.get("/v1/models/digits").json()["id"]
+    for name in ("digits", model_id):
+        refused(register(world, name, world.directory), 409, "name-taken")
+
+
+def test_two_registrations_of_one_name_at_once_give_one_model(world: World) -> None:
+    uploads = [upload_model(world.admin, world.directory) for _ in range(2)]
+    statuses, barrier = [], threading.Barrier(2)
+
+    def post(upload: str) -> None:
+        barrier.wait()
+        body = {"name": "racing", "family": "image_classifier", "source": {"upload": upload}}
+        statuses.append(world.admin.post("/v1/models", json=body).status_code)
+
+    threads = [threading.Thread(target=post, args=(upload,)) for upload in uploads]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(statuses) == [201, 409]
+    rows, files = stored(world.lethe)
+    assert rows["intents"] == 0 and rows["checkpoints"] == len([name for name in files if name.startswith("blobs/manifests/")])
+
+
+def test_a_top_folder_in_the_archive_is_stripped(world: World) -> None:
+    files = {f"vit/{path.name}": path.read_bytes() for path in world.directory.iterdir()}
+    assert register(world, "top-folder", files).status_code == 201
+    listed = world.admin.get("/v1/models/top-folder/checkpoints/1").json()["files"]
+    assert {file["path"] for file in listed} == {path.name for path in world.directory.iterdir()}
+
+
+def test_label_names_come_from_the_config_and_sets_may_number_them(world: World) -> None:
+    config = json.loads((world.directory / "config.json").read_text())
+    config |= {"id2label": {str(at): name for at, name in enumerate("abcd")}, "label2id": {name: at for at, name in enumerate("abcd")}}
+    files = {path.name: path.read_bytes() for path in world.directory.iterdir()} | {"config.json": json.dumps(config).encode()}
+    answer = register(world, "named", files, train="train-set")
+    assert answer.status_code == 201 and answer.json()["labels"] == ["a", "b", "c", "d"]
+    assert upload_set(world.admin, "test", "letters", pictures.imagefolder("ab", each=1)).status_code == 201
+    etag = world.admin.get("/v1/models/named").headers["etag"]
+    assert world.admin.patch("/v1/models/named", json={"test": "letters"}, headers={"If-Match": etag}).status_code == 200
+
+
+def test_a_generator_takes_a_judge_that_knows_its_labels(world: World, tmp_path: Path) -> None:
+    unet = tiny.write("unet", tmp_path / "unet")
+    narrow = tiny.write("vit", tmp_path / "narrow", labels=3)
+    assert register(world, "narrow", narrow).status_code == 201
+    settings = {"sampling_steps": 5, "guidance_scale": 3}
+    options = {"family": "class_diffusion", "retain": "train-set", "evaluation": settings}
+    refused(register(world, "painter", unet, judge="narrow", **options), 422, "judge-mismatch", "judge")
+    answer = register(world, "painter", unet, judge="digits", **options)
+    assert answer.status_code == 201
+    assert (answer.json()["evaluation"]["sampling_steps"], answer.json()["evaluation"]["guidance_scale"]) == (5, 3.0)
+    assert answer.json()["evaluation"]["forget_samples"] == 500
+    refused(register(world, "painter-2", unet, judge="painter", **options), 422, "unknown-judge", "judge")
+    refused(register(world, "painter-2", unet, judge="nobody", **options), 422, "unknown-judge", "judge")
+
+
+def test_a_change_needs_the_present_etag_and_raises_it(world: World) -> None:
+    assert register(world, "changing", world.directory, test="test-set").status_code == 201
+    before = stored(world.lethe)
+    path = "/v1/models/changing"
+    refused(world.admin.patch(path, json={"test": None}), 428, "precondition-required", "If-Match")
+    refused(world.admin.patch(path, json={"test": None}, headers={"If-Match": '"7"'}), 412, "precondition-failed")
+    refused(world.admin.patch(path, json={}, headers={"If-Match": '"1"'}), 422, "empty-change", "body")
+    refused(world.admin.patch(path, json={"name": "x"}, headers={"If-Match": '"1"'}), 422, "invalid-input", "body.name")
+    refused(world.admin.patch(path, json={"retain": "nothing"}, headers={"If-Match": '"1"'}), 422, "unknown-dataset", "retain")
+    assert stored(world.lethe) == before
+    policy = {"class_label": [{"metric": "retain_accuracy", "rule": "at_least", "value": 90}], "samples": []}
+    changed = world.admin.patch(path, json={"test": None, "train": "train-set", "policy": policy}, headers={"If-Match": '"1"'})
+    assert changed.status_code == 200 and changed.headers["etag"] == '"2"'
+    assert (changed.json()["test"], changed.json()["policy"]) == (None, policy) and changed.json()["train"] is not None
+    refused(world.admin.patch(path, json={"test": None}, headers={"If-Match": '"1"'}), 412)
+    assert world.admin.patch(path, json={"test": "test-set"}, headers={"If-Match": "*"}).status_code == 200
+    entries = world.admin.get("/v1/history", params={"action": "model.changed"}).json()["data"]
+    assert [entry["details"]["fields"] for entry in entries if entry["resource"] == changed.json()["id"]] == [
+        ["policy", "test_id", "train_id"], ["test_id"]
+    ]  # fmt: skip
+
+
+def test_racing_changes_do_not_overwrite_each_other(world: World) -> None:
+    assert register(world, "raced", world.directory).status_code == 201
+    statuses, barrier = [], threading.Barrier(4)
+
+    def patch() -> None:
+        barrier.wait()
+        statuses.append(world.admin.patch("/v1/models/raced", json={"test": "test-set"}, headers={"If-Match": '"1"'}).status_code)
+
+    threads = [threading.Thread(target=patch) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(statuses) == [200, 412, 412, 412]
+
+
+def test_a_forget_set_judges_no_model(world: World) -> None:
+    sealed = forget_set(world.admin)
+    refused(register(world, "sealed-judge", world.directory, retain=sealed), 422, "forget-set-refused", "retain")
+
+
+def test_the_newest_released_version_is_the_head(world: World, tmp_path: Path) -> None:
+    number, _ = add_version(world, tmp_path)
+    assert world.requester.get("/v1/models/digits").json()["head"] == number
+    listed = {each["name"]: each["head"] for each in world.requester.get("/v1/models?limit=200").json()["data"]}
+    assert listed["digits"] == number
+
+
+def test_models_are_paged(world: World) -> None:
+    for number in range(3):
+        assert register(world, f"page-{number}", packed_files(world)).status_code == 201
+    seen, after = [], None
+    while True:
+        page = world.admin.get("/v1/models", params={"limit": 2} | ({"after": after} if after else {})).json()
+        seen += [each["id"] for each in page["data"]]
+        after = page["next"]
+        if not page["has_more"]:
+            break
+    assert len(seen) == len(set(seen)) >= 4 and seen == sorted(seen, reverse=True)
+
+
+def packed_files(world: World) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in world.directory.iterdir()}
+
+
+@pytest.mark.parametrize("name", ["", ".hidden", "a/b", "a b", "x" * 101, "ü"])
+def test_names_are_plain(world: World, name: str) -> None:
+    body = {"name": name, "family": "image_classifier", "source": {"path": "/"}}
+    refused(world.admin.post("/v1/models", json=body), 422, "invalid-input", "body.name")
+
+
+def test_an_upload_keeps_no_more_than_its_bytes(world: World) -> None:
+    content = packed(world.directory)
+    answer = world.admin.post("/v1/uploads", content=content, headers={"Content-Type": "application/zip"})
+    assert answer.json()["bytes"] == len(content)
+    with world.lethe.blobs.open(f"uploads/{answer.json()['id']}") as file:
+        assert file.read() == content
+    assert stored(world.lethe)[0]["intents"] == 0
