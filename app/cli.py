@@ -22,7 +22,7 @@ from app.records import api_key as api_keys
 from app.records.session import Store
 from app.settings import Settings, settings
 
-console = Console()
+console = Console(width=None if sys.stdout.isatty() else 160)  # a pipe has no width: nothing is cut off
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
 
 
@@ -217,7 +217,7 @@ def list_requests(status: str | None, model: str | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(found, indent=2))
         return
-    table = Table(Column("request", no_wrap=True), "status", "model", "method", "forgets", "version", "due")
+    table = Table(Column("request", no_wrap=True), Column("status", no_wrap=True), "model", "method", "forgets", "version", "due")
     for each in found:
         forgets = f"{each['forget_count']} by {each['forget_kind']}"
         version = "" if each["checkpoint"] is None else str(each["checkpoint"])

@@ -2,18 +2,22 @@
 
 from typing import Any
 
+from rich.box import SIMPLE
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
-from rich.table import Table
-
-from app.catalog import METRICS
+from rich.table import Column, Table
 
 
 class Watcher:
     """A progress bar fed with a job's events, or with downloaded bytes."""
 
     def __init__(self, console: Console) -> None:
-        columns = (TextColumn("{task.description:>12}"), BarColumn(), TextColumn("{task.completed:>6.0f}/{task.total:.0f} {task.fields[left]}"))
+        columns = (
+            TextColumn("{task.description:>12}"),
+            BarColumn(),
+            TextColumn("{task.completed:>6.0f}/{task.total:.0f} {task.fields[left]}"),
+        )
         self._progress = Progress(*columns, console=console)
         self._task: Any = None
         self._stage = ""
@@ -22,7 +26,9 @@ class Watcher:
         self._progress.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            self._finish()
         self._progress.stop()
 
     def event(self, event: dict[str, Any]) -> None:
@@ -46,19 +52,22 @@ class Watcher:
             self._progress.update(self._task, completed=total, left="")
 
 
+RULES = {"at_least": "≥ {:g}", "at_most": "≤ {:g}", "drop_at_most": "drop ≤ {:g}", "share_of_before": "≤ {:g} × before"}
+
+
 def show_report(console: Console, report: dict[str, Any]) -> None:
     """Figures with their value before and after, target, threshold, n and whether the threshold was met."""
-    table = Table("figure", "before", "after", "target", "threshold", "n", "met")
+    table = Table(Column("figure", min_width=32), "before", "after", "target", "threshold", "n", "met", box=SIMPLE, padding=(0, 1, 0, 0))
     for figure in report["figures"]:
         rule = figure["threshold"]
         table.add_row(
-            figure["name"] if figure["name"] in METRICS else figure["title"],
+            escape(figure["name"]),
             _number(figure["before"]),
             _number(figure["value"]),
             _number(figure["target"]),
-            f"{rule['rule'].replace('_', ' ')} {rule['value']:g}" if rule else "",
+            RULES[rule["rule"]].format(rule["value"]) if rule else "",
             str(figure["n"]),
-            {True: "yes", False: "NO", None: ""}[figure["passed"]],
+            {True: "yes", False: "NO", None: "" if rule is None else "not measured"}[figure["passed"]],
         )
     console.print(table)
     console.print(f"verdict: [bold]{report['verdict']}[/]")

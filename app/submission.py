@@ -70,14 +70,14 @@ def submit(lethe: Deployment, wish: Wish, actor: str, sees_all: bool) -> str:
     kind = _kind(wish)
     recipe = resolve_recipe(found.model.family, wish.method, kind, wish.recipe)
     requested, due = _dates(wish, clock, lethe.settings.deadline_days)
-    what = {"concept": wish.concept, "ids": wish.samples, "label": wish.class_label}
+    what, count = _select(lethe, found, kind, wish)
     request = requests.Request(
         id=new_id("req"),
         external_id=wish.external_id,
         model_id=found.model.id,
         status=requests.Status.QUEUED,
         forget_kind=kind,
-        forget_count=_count_forgotten(lethe, found, kind, what),
+        forget_count=count,
         forget_dataset_id=found.source.id,
         method=wish.method,
         recipe=recipe,
@@ -135,18 +135,21 @@ def _dates(wish: Wish, clock: float, deadline_days: int) -> tuple[float, float]:
     return requested, due
 
 
-def _count_forgotten(lethe: Deployment, found: _Found, kind: str, what: dict[str, Any]) -> int:
-    """Number of samples that the request selects, once every rule on the selection holds."""
+def _select(lethe: Deployment, found: _Found, kind: str, wish: Wish) -> tuple[dict[str, Any], int]:
+    """What is to be sealed, and the number of samples that it selects, once every rule on the selection holds."""
     index = read_index(lethe, found.source)
     label_map(index["labels"], found.model.labels, "forget", secret=True)
-    _check_single_label(found.model, kind, index)
+    label = wish.class_label
+    if kind == "dataset" and "samples" not in catalog.FAMILIES[found.model.family].forget_kinds:
+        label = _only_label(found.model, index)  # the family forgets it whole, so none of it may be retained
+    what = {"concept": wish.concept, "ids": wish.samples, "label": label}
     selection = select(index, read_index(lethe, found.retain), what, found.marks)
     check(selection)
     if found.train is not None:
         trained_on = {sample["fingerprint"] for sample in read_index(lethe, found.train)["samples"]}
         if trained_on <= selection.fingerprints:
             raise Refused("whole-training-set", "forget", "It covers the whole training set.", "Name fewer samples, or retire the model.")
-    return len(selection.forget)
+    return what, len(selection.forget)
 
 
 def _store(lethe: Deployment, request: requests.Request, source: Dataset, what: dict[str, Any]) -> str:
@@ -234,11 +237,13 @@ def _kind(wish: Wish) -> str:
     return "class_label" if wish.class_label is not None else "dataset"
 
 
-def _check_single_label(model: Model, kind: str, index: dict[str, Any]) -> None:
-    """A family that forgets by label needs an uploaded set of one label."""
-    by_label_only = "samples" not in catalog.FAMILIES[model.family].forget_kinds
-    if kind == "dataset" and by_label_only and len({sample["label"] for sample in index["samples"]}) != 1:
+def _only_label(model: Model, index: dict[str, Any]) -> str:
+    """The label of an uploaded set for a family that forgets by label."""
+    used = {sample["label"] for sample in index["samples"]}
+    if len(used) != 1:
         raise Refused("many-labels", "forget.dataset", f"{model.family} forgets one label at a time.", "Upload images of one label.")
+    label: str = index["labels"][used.pop()]
+    return label
 
 
 def unsealed(lethe: Deployment, request: requests.Request) -> dict[str, Any]:

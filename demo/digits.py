@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 LABELS = 10
 SPLIT_SEED = 0
 SHARES = {"generator": 0.45, "judge": 0.32, "calibration": 0.08, "test": 0.15}
-CLASSIFIER_FORGET, CLASSIFIER_RETAIN, CLASSIFIER_TEST = 60, 240, 1200
+CLASSIFIER_FORGET, CLASSIFIER_RETAIN, CLASSIFIER_TEST = 60, 340, 1200
 
 
 class Digits(NamedTuple):

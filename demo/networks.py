@@ -28,6 +28,8 @@ JUDGE_STEPS, JUDGE_BATCH, JUDGE_EACH, JUDGE_RATE = 900, 64, 3, 6e-3
 CLASSIFIER_EPOCHS, CLASSIFIER_BATCH, CLASSIFIER_RATE, CLASSIFIER_SMOOTHING = 60, 32, 2e-3, 0.1
 CALIBRATION_REJECTS = 0.01  # share of rightly answered calibration digits that `reject_below` may cost
 EVALUATION = {"sampling_steps": 10, "guidance_scale": 2.0, "forget_samples": 500, "samples_per_label": 100}
+# Recipes and thresholds below were chosen on the digits 1 and 8 and on classifier seeds 0 to 5 and 20 to 24; the demo
+# forgets other digits and reports other seeds. Images asked for a digit are taught to become the next digit.
 FORGET_LABEL_RECIPE = {
     "relabel": "next",
     "schedule": "steps",
@@ -36,7 +38,23 @@ FORGET_LABEL_RECIPE = {
     "learning_rate": 3e-4,
     "alpha": 1.0,
 }
-FORGET_SAMPLES_RECIPE = {"epochs": 10, "batch_size": 16, "learning_rate": 3e-4, "alpha": 1.0, "weight_decay": 0.0}
+FORGET_SAMPLES_RECIPE = {
+    "epochs": 20,
+    "batch_size": 16,
+    "learning_rate": 1.5e-3,
+    "momentum": 0.5,
+    "alpha": 5.0,
+    "weight_decay": 0.0,
+}
+# One classifier's figures rest on 60 forgotten images and swing: a single verdict is held to wider bounds than the
+# mean over seeds, which must halve the gap and cost at most 2 points of test accuracy.
+CLASSIFIER_POLICY = [
+    {"metric": "gap_to_retrain", "rule": "share_of_before", "value": 0.75},
+    {"metric": "mia_auc", "rule": "share_of_before", "value": 0.75},
+    {"metric": "retain_accuracy", "rule": "at_least", "value": 98.0},
+    {"metric": "test_accuracy", "rule": "drop_at_most", "value": 4.0},
+]
+CLASSIFIER_SEEDS = (6, 7, 8)
 Advance = Callable[[int, int], None]
 
 

@@ -88,7 +88,7 @@ def test_no_import_hides_in_a_function(path: Path) -> None:
 
 def test_modules_are_fetched_by_name_in_one_place() -> None:
     calls = [path for path in files("app") + files("worker") if "import_module(" in path.read_text()]
-    assert calls == [ROOT / "worker" / "run.py"]
+    assert calls == [ROOT / "worker" / "by_name.py"]
 
 
 @pytest.mark.parametrize("path", files("app") + files("worker") + files("demo") + files("migrations"), ids=str)

@@ -8,7 +8,6 @@ that: nothing here claims that anything is gone.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from types import ModuleType
 from typing import Any
 
@@ -17,7 +16,7 @@ from torch import nn
 
 from app.catalog import METRICS, Threshold
 from app.errors import JobError
-from worker import generated, picture
+from worker import by_name, generated, picture
 from worker.families import Samples
 from worker.judge import Judge
 from worker.load import Material
@@ -143,7 +142,7 @@ def figures(
     for name, metric in METRICS.items():
         if family not in metric.families:
             continue
-        module = import_module(f"worker.metrics.{name}")
+        module = by_name.metric(name)
         sides = {"value": evidence.after, "before": evidence.before, "target": evidence.reference}
         measured = {side: measure(module, name, side_answers, evidence) for side, side_answers in sides.items()}
         value, n = measured["value"]

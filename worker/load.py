@@ -17,6 +17,7 @@ from app.errors import JobError
 from app.privacy.images import read_set
 from app.privacy.sealing import unseal
 from app.storage import BlobMissing, LocalBlobs
+from worker import by_name
 from worker.families import Samples
 
 KEEP = 4  # networks that a runner holds between jobs
@@ -66,14 +67,13 @@ class Warm:
 def load(
     specification: dict[str, Any],
     warm: Warm,
-    family: Callable[[str], ModuleType],
     blobs: LocalBlobs,
     device: torch.device,
 ) -> Material:
     scratch = Path(specification["scratch"])
     scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
     loaded = {
-        name: _network(specification[name], warm, family, blobs, device)
+        name: _network(specification[name], warm, blobs, device)
         for name in ("base", "reference", "judge")
         if specification.get(name)
     }
@@ -99,12 +99,11 @@ def pick_device(wanted: str) -> torch.device:
 def _network(
     part: dict[str, Any],
     warm: Warm,
-    family: Callable[[str], ModuleType],
     blobs: LocalBlobs,
     device: torch.device,
 ) -> Loaded:
     def make(directory: Path) -> Loaded:
-        module = family(part["family"])
+        module = by_name.family(part["family"])
         try:
             with blobs.open(part["manifest"]) as file:
                 manifest = weights.decode(file.read())

@@ -7,9 +7,7 @@ import base64
 import copy
 import time
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -17,7 +15,7 @@ from torch import nn
 
 from app import weights
 from app.storage import LocalBlobs
-from worker import evaluate
+from worker import by_name, evaluate
 from worker.load import Material, Warm, load, pick_device
 from worker.progress import Progress, ResumableProgress, Tell
 
@@ -28,7 +26,7 @@ def run(specification: dict[str, Any], warm: Warm, tell: Tell, stop: Callable[[]
     blobs = LocalBlobs(Path(specification["blob_root"]))
 
     tell("stage", {"stage": "loading"})
-    material = load(specification, warm, family, blobs, device)
+    material = load(specification, warm, blobs, device)
 
     tell("stage", {"stage": "unlearning"})
     network = copy.deepcopy(material.base.network)
@@ -49,7 +47,7 @@ def unlearn(
     stop: Callable[[], str | None],
 ) -> float:
     """Run the method on `network` in place. Returns the wall seconds it took."""
-    method = import_module(f"worker.methods.{specification['method']}")
+    method = by_name.method(specification["method"])
     progress = ResumableProgress(
         tell,
         stop,
@@ -97,10 +95,6 @@ def pack(
         "report": report.document,
         "pictures": pictures,
     }
-
-
-def family(name: str) -> ModuleType:
-    return import_module(f"worker.families.{name}")
 
 
 def prepare_torch(specification: dict[str, Any]) -> torch.device:

@@ -5,18 +5,18 @@ key, the concept or another job.
 """
 
 import base64
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from app import catalog
 from app.errors import JobError
-from app.privacy.sealing import KeyGone, Keyring, unseal
-from app.privacy.selection import Selection, label_map, select
+from app.privacy.sealing import KeyGone, Keyring
+from app.privacy.selection import Selection, label_map, read_index, read_wish, select
 from app.records import checkpoint as checkpoints
 from app.records import job as jobs
 from app.records import tombstone as tombstones
+from app.records.checkpoint import Checkpoint
 from app.records.dataset import Dataset
 from app.records.model import Model
 from app.records.request import Request
@@ -33,35 +33,36 @@ class Specification:
     fingerprints: set[str]  # of the forget set, for tombstones
 
 
+@dataclass(frozen=True)
+class _Rows:
+    """The records that a job is made of, read in one transaction."""
+
+    job: jobs.Job
+    request: Request
+    model: Model
+    parent: Checkpoint
+    sets: dict[str, Dataset]
+    others: dict[str, tuple[Model, Checkpoint]]  # judge, reference
+    tombstones: set[str]
+
+
 def specify(
     store: Store, lease: Lease, keyring: Keyring, blobs: LocalBlobs, settings: Settings, scratch: Path
 ) -> Specification:
     """Raises JobError `forget_set_purged` when a key is gone."""
-    with store.read() as session:
-        job = session.get_one(jobs.Job, lease.job_id)
-        request = session.get_one(Request, lease.request_id)
-        model = session.get_one(Model, lease.model_id)
-        parent = checkpoints.head(session, model.id)
-        marks = tombstones.of_model(session, model.id)
-        sets = {name: session.get(Dataset, set_id) for name, set_id in _set_ids(model, request).items() if set_id}
-        others = {
-            name: session.get_one(Model, other)
-            for name, other in (("judge", model.judge_id), ("reference", request.reference_id))
-            if other
-        }
-        heads = {name: checkpoints.head(session, other.id) for name, other in others.items()}
+    rows = _read(store, lease)
+    job, request, model = rows.job, rows.request, rows.model
     try:
-        what = json.loads(unseal(keyring.key(request.key_id), request.sealed, f"request/{request.id}".encode()))
-        indexes = {name: read_index(dataset, keyring, blobs) for name, dataset in sets.items() if dataset}
+        what = read_wish(request, keyring)
+        indexes = {name: read_index(dataset, keyring, blobs) for name, dataset in rows.sets.items()}
+        keys = {name: keyring.key(dataset.key_id) for name, dataset in rows.sets.items() if dataset.key_id}
         job_key = keyring.key(job.key_id)
-        keys = {name: keyring.key(dataset.key_id) for name, dataset in sets.items() if dataset and dataset.key_id}
     except KeyGone:
         raise JobError("forget_set_purged", "The forget set is gone. Upload it again with a new request.") from None
-    chosen = select(indexes["forget"], indexes["retain"], what, marks)
+    chosen = select(indexes["forget"], indexes["retain"], what, rows.tombstones)
     message = {
         "job": job.id,
         "token": lease.token,
-        "family": model.family,
         "method": request.method,
         "recipe": request.recipe,
         "seed": request.seed,
@@ -76,28 +77,36 @@ def specify(
         "scratch": str(scratch),
         "sets": {
             name: _set_message(name, dataset, indexes[name], model, keys.get(name), chosen)
-            for name, dataset in sets.items()
-            if dataset
+            for name, dataset in rows.sets.items()
         },
-        "base": {"manifest": parent.manifest, "digest": parent.digest, "family": model.family},
-        **{
-            name: {"manifest": heads[name].manifest, "digest": heads[name].digest, "family": others[name].family}
-            for name in others
-        },
+        "base": _network_message(model, rows.parent),
+        **{name: _network_message(*other) for name, other in rows.others.items()},
         "job_key": base64.b64encode(job_key).decode(),
         "resume": job.resume_blob,
     }
-    return Specification(message, parent.id, chosen.fingerprints)
+    return Specification(message, rows.parent.id, chosen.fingerprints)
 
 
-def read_index(dataset: Dataset, keyring: Keyring, blobs: LocalBlobs) -> dict[str, Any]:
-    """Labels, and per sample its id, label number and keyed digest."""
-    with blobs.open(dataset.index_blob) as file:
-        raw = file.read()
-    if dataset.key_id:
-        raw = unseal(keyring.key(dataset.key_id), raw, f"dataset-index/{dataset.id}".encode())
-    index: dict[str, Any] = json.loads(raw)
-    return index
+def _read(store: Store, lease: Lease) -> _Rows:
+    with store.read() as session:
+        request = session.get_one(Request, lease.request_id)
+        model = session.get_one(Model, lease.model_id)
+        named = {"judge": model.judge_id, "reference": request.reference_id}
+        others = {name: session.get_one(Model, other) for name, other in named.items() if other}
+        sets = {
+            "forget": request.forget_dataset_id or model.train_id or model.retain_id,
+            "retain": model.retain_id,
+            "test": model.test_id,
+        }
+        return _Rows(
+            job=session.get_one(jobs.Job, lease.job_id),
+            request=request,
+            model=model,
+            parent=checkpoints.head(session, model.id),
+            sets={name: session.get_one(Dataset, set_id) for name, set_id in sets.items() if set_id},
+            others={name: (other, checkpoints.head(session, other.id)) for name, other in others.items()},
+            tombstones=tombstones.of_model(session, model.id),
+        )
 
 
 def policy_kind(family: str, forget_kind: str) -> str:
@@ -116,12 +125,8 @@ def forget_label(what: dict[str, Any], source: dict[str, Any], model: Model) -> 
     return None
 
 
-def _set_ids(model: Model, request: Request) -> dict[str, str | None]:
-    return {
-        "forget": request.forget_dataset_id or model.train_id or model.retain_id,
-        "retain": model.retain_id,
-        "test": model.test_id,
-    }
+def _network_message(model: Model, checkpoint: Checkpoint) -> dict[str, Any]:
+    return {"manifest": checkpoint.manifest, "digest": checkpoint.digest, "family": model.family}
 
 
 def _set_message(

@@ -8,6 +8,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from app import migration
 from app.api.dependencies import Lethe
+from app.api.openapi import refusals
 from app.catalog_view import catalogue
 from app.errors import Unavailable
 
@@ -20,7 +21,7 @@ def healthz() -> dict[str, str]:
     return {"status": "ok"}
 
 
-@router.get("/readyz", tags=["health"])
+@router.get("/readyz", tags=["health"], responses=refusals(503))
 def readyz(lethe: Lethe) -> dict[str, Any]:
     """The database answers and has the newest schema; else 503."""
     try:

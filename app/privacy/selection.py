@@ -4,10 +4,15 @@ D_r is the registered retain set without every image whose keyed digest of decod
 on a tombstone of the model. Used by the server, to refuse at POST, and again by the worker when the job starts.
 """
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
 from app.errors import Refused
+from app.privacy.sealing import Keyring, unseal
+from app.records.dataset import Dataset
+from app.records.request import Request
+from app.storage import Blobs
 
 
 @dataclass(frozen=True)
@@ -17,6 +22,22 @@ class Selection:
     forget: list[int]
     retain: list[int]
     fingerprints: set[str]
+
+
+def read_index(dataset: Dataset, keyring: Keyring, blobs: Blobs) -> dict[str, Any]:
+    """Labels, and per sample its id, label number and keyed digest. A sealed set is opened in memory; KeyGone if purged."""
+    with blobs.open(dataset.index_blob) as file:
+        raw = file.read()
+    if dataset.key_id:
+        raw = unseal(keyring.key(dataset.key_id), raw, f"dataset-index/{dataset.id}".encode())
+    index: dict[str, Any] = json.loads(raw)
+    return index
+
+
+def read_wish(request: Request, keyring: Keyring) -> dict[str, Any]:
+    """What a request names: concept, ids and label. Raises KeyGone when its key was destroyed."""
+    what: dict[str, Any] = json.loads(unseal(keyring.key(request.key_id), request.sealed, f"request/{request.id}".encode()))
+    return what
 
 
 def select(

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from fastapi.testclient import TestClient
-from httpx import Response
 from sqlalchemy import func, select
 
 from app import weights
@@ -23,6 +22,7 @@ from app.records.checkpoint import Checkpoint, Status
 from tests import pictures, tiny
 from tests.conftest import client_for
 
+Response = Any  # the test client's own class, which differs with the httpx that is installed
 ZIP = {"Content-Type": "application/zip"}
 _numbers = itertools.count(100)
 

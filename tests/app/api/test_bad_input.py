@@ -1,7 +1,9 @@
 """Every refusal: the right status, a problem document that names field and rule, and nothing stored."""
 
+import errno
 import io
 import json
+import os
 import pickle
 import stat
 import tarfile
@@ -19,7 +21,18 @@ from app import catalog
 from app.main import create_app
 from app.storage import LocalBlobs, StorageFull
 from tests import pictures, tiny
-from tests.app.api.deployed import ZIP, World, ask, forget_set, packed, refused, register, stored, upload_model, upload_set
+from tests.app.api.deployed import (
+    ZIP,
+    World,
+    ask,
+    forget_set,
+    packed,
+    refused,
+    register,
+    stored,
+    upload_model,
+    upload_set,
+)
 from tests.conftest import key_for
 
 
@@ -363,7 +376,7 @@ class FullAfter(LocalBlobs):
     def put(self, name: str, source: Any) -> int:
         self.room -= 1
         if self.room < 0:
-            raise StorageFull(28, f"no room to store {name}")
+            raise StorageFull(errno.ENOSPC, f"no room to store {name}")
         return super().put(name, source)
 
 
@@ -387,15 +400,15 @@ def test_a_full_disk_keeps_nothing(world: World, room: int) -> None:
 
 
 def test_a_full_disk_under_the_keys_keeps_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_room(folder: Path) -> None:
-        raise OSError(28, "No space left on device")
+    def no_room(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     before = stored(world.lethe)
-    with monkeypatch.context() as edge:  # the kernel's answer
-        edge.setattr("app.privacy.sealing._sync_folder", no_room)
+    with monkeypatch.context() as kernel:
+        kernel.setattr(os, "fsync", no_room)
         refused(ask(world.requester), 507, "storage-full")
-    rows, files = stored(world.lethe)
-    assert rows == before[0] and len(files) - len(before[1]) <= 1
+        refused(upload_set(world.requester, "forget"), 507, "storage-full")
+    assert stored(world.lethe) == before
 
 
 def test_a_damaged_store_is_a_fault_that_says_nothing(world: World, tmp_path: Path) -> None:

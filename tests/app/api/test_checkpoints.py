@@ -74,7 +74,7 @@ def test_ranges_are_the_bytes_asked_for(world: World) -> None:
         assert answer.headers["content-range"] == f"bytes {start}-{end - 1}/{size}"
         assert answer.headers["content-length"] == str(end - start)
     for ignored in ("bytes=5-3", "bytes=-", "bytes=a-b", "lines=1-2", "bytes=0-1,4-5", "bytes=²-"):
-        answer = world.requester.get(url, headers={"Range": ignored.encode()})
+        answer = world.requester.get(url, headers={b"Range": ignored.encode()})
         assert (answer.status_code, answer.content) == (200, content), ignored
 
 

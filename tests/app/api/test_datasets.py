@@ -102,7 +102,7 @@ def test_pages_follow_each_other_without_gap_or_repeat(world: World) -> None:
         assert upload_set(world.admin, "retain", f"page-{number}", pictures.imagefolder([0], each=1)).status_code == 201
     seen, after, pages = [], None, 0
     while True:
-        answer = world.admin.get("/v1/datasets", params={"role": "retain", "limit": 2} | ({"after": after} if after else {}))
+        answer = world.admin.get("/v1/datasets", params={"role": "retain", "limit": "2"} | ({"after": after} if after else {}))
         page = answer.json()
         seen += [each["id"] for each in page["data"]]
         pages += 1

@@ -84,8 +84,8 @@ def test_the_history_is_filtered_by_request_actor_action_resource_and_time(world
     first, second = asked(world.requester), asked(world.stranger)
     world.admin.post(f"/v1/requests/{first['id']}/cancel")
 
-    def found(**filters: object) -> list[tuple[str, str]]:
-        page = world.admin.get("/v1/history", params={"limit": 200, **filters}).json()
+    def found(**filters: str) -> list[tuple[str, str]]:
+        page = world.admin.get("/v1/history", params={"limit": "200", **filters}).json()
         return [(entry["action"], entry["resource"]) for entry in page["data"]]
 
     job = first["jobs"][0]["id"]

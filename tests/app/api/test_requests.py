@@ -276,7 +276,10 @@ def test_a_generator_needs_a_judge_and_forgets_one_label(world: World, tmp_path:
     refused(ask(world.requester, model="painter", forget={"dataset": two}), 422, "many-labels", "forget.dataset")
     refused(ask(world.requester, model="painter", forget={"samples": ["0/0"]}), 422, "impossible-combination", "forget")
     assert stored(world.lethe) == before
-    assert asked(world.requester, model="painter", forget={"dataset": one})["forget_count"] == 3
+    made = asked(world.requester, model="painter", forget={"dataset": one})
+    assert (made["forget_kind"], made["forget_count"]) == ("dataset", 3)
+    with world.lethe.store.read() as session:  # the label itself, so that no other image of it is retained
+        assert unsealed(world.lethe, session.get_one(Request, made["id"]))["label"] == "1"
 
 
 def test_nothing_that_names_the_person_reaches_disk_or_log(world: World, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:

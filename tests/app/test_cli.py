@@ -1,0 +1,161 @@
+"""The `lethe` command against a real server, and the commands that need none."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from app import cli, settings
+from app.catalog import FAMILIES, METHODS
+from app.records import job as jobs
+from tests import pictures
+from tests.app.api.deployed import World, add_version
+from tests.app.serving import key_of, served
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[World, str]]:
+    with served(tmp_path_factory.mktemp("served")) as running:
+        yield running
+
+
+@pytest.fixture
+def world(server: tuple[World, str], monkeypatch: pytest.MonkeyPatch) -> World:
+    monkeypatch.setenv("LETHE_URL", server[1])
+    monkeypatch.setenv("LETHE_KEY", key_of(server[0]))
+    return server[0]
+
+
+def lethe(*arguments: str, status: int = 0) -> Result:
+    result = CliRunner().invoke(cli.main, arguments)
+    assert result.exit_code == status, result.output + result.stderr
+    return result
+
+
+def answer(*arguments: str, status: int = 0) -> Any:
+    return json.loads(lethe(*arguments, "--json", status=status).stdout)
+
+
+def fail(world: World, request: dict[str, Any]) -> None:
+    with world.lethe.store.write() as session:
+        jobs.of_request(session, request["id"])[-1].deadline = -1.0
+    with world.lethe.store.write() as session:
+        job = jobs.claim(session, "worker:test", 60.0)
+        assert job is not None and job.request_id == request["id"]
+        jobs.fail(session, job.id, job.lease_token, "worker:test", {"code": "out_of_memory", "detail": ""})
+
+
+def test_the_catalogue_needs_no_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LETHE_URL", "http://127.0.0.1:9")
+    found = answer("catalog")
+    assert [method["name"] for method in found["methods"]] == list(METHODS)
+    assert all({"name", "families", "parameters"} <= method.keys() for method in found["methods"])
+    assert [family["name"] for family in found["families"]] == list(FAMILIES) and isinstance(found["metrics"], list)
+    shown = lethe("catalog").stdout
+    assert all(name in shown for name in METHODS)
+
+
+def test_every_command_that_answers_has_json() -> None:
+    running = {"up", "serve", "work"}  # they run until they are stopped; their logs are JSON lines
+
+    def walk(group: click.Group, prefix: str = "") -> dict[str, click.Command]:
+        found: dict[str, click.Command] = {}
+        for name, command in group.commands.items():
+            found |= walk(command, f"{prefix}{name} ") if isinstance(command, click.Group) else {prefix + name: command}
+        return found
+
+    commands = walk(cli.main)
+    assert {"models register", "request", "watch", "pull", "requests", "report", "catalog"} <= commands.keys()
+    lacking = {name for name, command in commands.items() if not any("--json" in parameter.opts for parameter in command.params)}
+    assert lacking == running
+    assert all(command.help for command in commands.values())
+
+
+def test_migrate_and_key_work_on_the_servers_own_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LETHE_DATA", str(tmp_path / "data"))
+    settings.settings.cache_clear()
+    (tmp_path / "data").mkdir()
+    try:
+        assert answer("migrate")["schema"]
+        made = answer("key", "--name", "ci", "--role", "requester")
+        assert made["key"].startswith(f"lethe_{made['id']}_")
+        assert lethe("key").stdout.startswith("lethe_")
+    finally:
+        settings.settings.cache_clear()
+
+
+def test_from_upload_to_request_and_back(world: World, tmp_path: Path) -> None:
+    archive = tmp_path / "set.zip"
+    archive.write_bytes(pictures.imagefolder(seed=11))
+    dataset = answer("upload", str(archive), "--role", "train", "--name", "cli-train")
+    assert (dataset["name"], dataset["count"]) == ("cli-train", 24)
+    assert "24 images" in lethe("upload", str(archive), "--role", "test", "--name", "cli-test").stdout
+    model = answer("models", "register", str(world.directory), "--name", "cli", "--family", "image_classifier",
+                   "--train", "cli-train", "--retain", "cli-train", "--test", "cli-test")  # fmt: skip
+    assert (model["name"], model["head"]) == ("cli", 1)
+    assert "cli" in [each["name"] for each in answer("models", "list")]
+    assert "cli" in lethe("models", "list").stdout
+    made = answer("request", "cli", "--sample", "0/0", "--sample", "1/2", "--concept", "two", "--set", "mask_fraction=0.25",
+                  "--set", "optimizer=adam", "--set", "soft=true", "--seed", "3", "--external-id", "case-1")  # fmt: skip
+    assert (made["status"], made["forget_count"], made["seed"], made["external_id"]) == ("queued", 2, 3, "case-1")
+    assert (made["recipe"]["mask_fraction"], made["recipe"]["optimizer"], made["recipe"]["soft"]) == (0.25, "adam", True)
+    assert [each["id"] for each in answer("requests", "--model", "cli", "--status", "queued")] == [made["id"]]
+    shown = lethe("requests", "--model", "cli").stdout
+    assert made["id"] in shown and "queued" in shown
+    assert answer("cancel", made["id"])["status"] == "cancelled"
+    assert lethe("watch", made["id"], status=1).stdout.strip() == f"{made['id']} cancelled"
+
+
+def test_watching_a_request_that_fails_exits_with_one(world: World) -> None:
+    made = answer("request", "digits", "--class-label", "2")
+    fail(world, made)
+    watched = answer("watch", made["id"], status=1)
+    assert (watched["status"], watched["reason"]) == ("failed", "out_of_memory")
+    assert "no version yet" in lethe("report", made["id"], status=1).stderr
+
+
+def test_pull_takes_the_head_or_a_version(world: World, tmp_path: Path) -> None:
+    number, directory = add_version(world, tmp_path)
+    assert answer("pull", "digits", str(tmp_path / "head")) == {"path": str(tmp_path / "head")}
+    assert {path.name: path.read_bytes() for path in (tmp_path / "head").iterdir()} == {
+        path.name: path.read_bytes() for path in directory.iterdir()
+    }
+    assert f"digits:{number} is in" in lethe("pull", f"digits:{number}", str(tmp_path / "numbered")).stdout
+    lethe("pull", "digits:999", str(tmp_path / "absent"), status=1)
+
+
+def test_a_damaged_partial_file_is_one_line_and_status_one(world: World, tmp_path: Path) -> None:
+    (tmp_path / "config.json.part").write_bytes(b"?")
+    result = lethe("pull", "digits:1", str(tmp_path), status=1)
+    assert "SHA-256" in result.stderr and "Traceback" not in result.output
+    lethe("pull", "digits:1", str(tmp_path))
+
+
+def test_refusals_are_one_line_or_a_problem_document(world: World) -> None:
+    result = lethe("request", "absent", "--class-label", "1", status=1)
+    assert result.stderr.startswith("Not found: ") and result.stdout == ""
+    document = json.loads(lethe("request", "digits", "--class-label", "1", "--method", "wishing", "--json", status=1).stderr)
+    assert document["type"] == "urn:lethe:problem:unknown-method" and document["errors"][0]["field"] == "method"
+    document = json.loads(lethe("models", "list", "--json").stdout)
+    assert isinstance(document, list)
+
+
+def test_a_server_that_is_away_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LETHE_URL", "http://127.0.0.1:9")
+    result = lethe("requests", status=1)
+    assert result.stderr.startswith("ConnectError: ") and "Traceback" not in result.output
+    assert json.loads(lethe("requests", "--json", status=1).stderr)["title"] == "ConnectError"
+
+
+def test_a_report_is_shown_as_a_table(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    rule = {"rule": "at_least", "value": 95.0}
+    figure = {"name": "unlearning_accuracy", "title": "Unlearning accuracy", "before": 1.0, "value": 97.5, "target": None, "n": 40}
+    rows = [{**figure, "threshold": rule, "passed": True}, {**figure, "value": None, "threshold": rule, "passed": False},
+            {**figure, "threshold": None, "passed": None}]  # fmt: skip
+    cli.show_report(cli.Console(width=200), {"figures": rows, "verdict": "failed"})
+    shown = capsys.readouterr().out
+    assert "97.50" in shown and "at least 95" in shown and "NO" in shown and "verdict: failed" in shown
