@@ -13,7 +13,9 @@ def catalogue() -> dict[str, Any]:
                 "title": method.title,
                 "source": method.source,
                 "families": list(method.families),
-                "parameters": {key: _parameter(parameter, method.families) for key, parameter in method.parameters.items()},
+                "parameters": {
+                    key: _parameter(parameter, method.families) for key, parameter in method.parameters.items()
+                },
             }
             for name, method in METHODS.items()
         ],
@@ -25,7 +27,9 @@ def catalogue() -> dict[str, Any]:
                 "classes": list(family.classes),
                 "forget_kinds": list(family.forget_kinds),
                 "evaluation": {key: _parameter(parameter, (name,)) for key, parameter in family.evaluation.items()},
-                "default_policy": {kind: [vars(each) for each in thresholds] for kind, thresholds in family.default_policy.items()},
+                "default_policy": {
+                    kind: [vars(each) for each in thresholds] for kind, thresholds in family.default_policy.items()
+                },
             }
             for name, family in FAMILIES.items()
         ],

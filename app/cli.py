@@ -67,7 +67,14 @@ def up(data: Path | None, port: int | None) -> None:
 def serve() -> None:
     """The server alone. It waits for its database."""
     wait_for_dependencies(settings(), schema=True)
-    uvicorn.run("app.main:create_app", factory=True, host=settings().host, port=settings().port, log_level="info")
+    uvicorn.run(
+        "app.main:create_app",
+        factory=True,
+        host=settings().host,
+        port=settings().port,
+        log_level="info",
+        access_log=False,
+    )
 
 
 @main.command()
@@ -76,7 +83,23 @@ def work(name: str) -> None:
     """One GPU worker with its warm runner. It waits for its database and broker."""
     wait_for_dependencies(settings(), schema=True)
     node = ["-n", name] if name else []
-    os.execv(sys.executable, [sys.executable, "-m", "celery", "-q", "-A", "worker.celery_app", "worker", "-l", "warning", "-Q", "gpu", *node])
+    os.execv(
+        sys.executable,
+        [
+            sys.executable,
+            "-m",
+            "celery",
+            "-q",
+            "-A",
+            "worker.celery_app",
+            "worker",
+            "-l",
+            "warning",
+            "-Q",
+            "gpu",
+            *node,
+        ],
+    )
 
 
 @main.command()
@@ -132,7 +155,9 @@ def models() -> None:
 @click.option("--test", help="Data set it never saw.")
 @click.option("--judge", help="Registered classifier that judges generated images.")
 @json_option
-def register(directory: Path, name: str, family: str, train: str, retain: str, test: str, judge: str, as_json: bool) -> None:
+def register(
+    directory: Path, name: str, family: str, train: str, retain: str, test: str, judge: str, as_json: bool
+) -> None:
     """Upload a Hugging Face directory (config and safetensors) and register it."""
     with Lethe() as lethe:
         model = lethe.register_model(directory, name, family, train=train, retain=retain, test=test, judge=judge)
@@ -180,8 +205,21 @@ def upload(source: Path, role: str, name: str | None, as_json: bool) -> None:
 @click.option("--due", help="Until when it must be done, such as 2027-01-31T00:00:00Z.")
 @click.option("--wait/--no-wait", default=False, help="Watch it to its end.")
 @json_option
-def request(model: str, concept: str, class_label: str, dataset: str, samples: tuple[str, ...], method: str,
-            settings_: tuple[str, ...], seed: int, reference: str, external_id: str, due: str, wait: bool, as_json: bool) -> None:
+def request(
+    model: str,
+    concept: str,
+    class_label: str,
+    dataset: str,
+    samples: tuple[str, ...],
+    method: str,
+    settings_: tuple[str, ...],
+    seed: int,
+    reference: str,
+    external_id: str,
+    due: str,
+    wait: bool,
+    as_json: bool,
+) -> None:
     """Ask that MODEL forget a class, samples or an uploaded forget set."""
     forget = {"class_label": class_label, "dataset": dataset, "samples": list(samples) or None}
     recipe = {name: _value(text) for name, _, text in (pair.partition("=") for pair in settings_)}
@@ -217,7 +255,9 @@ def list_requests(status: str | None, model: str | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(found, indent=2))
         return
-    table = Table(Column("request", no_wrap=True), Column("status", no_wrap=True), "model", "method", "forgets", "version", "due")
+    table = Table(
+        Column("request", no_wrap=True), Column("status", no_wrap=True), "model", "method", "forgets", "version", "due"
+    )
     for each in found:
         forgets = f"{each['forget_count']} by {each['forget_kind']}"
         version = "" if each["checkpoint"] is None else str(each["checkpoint"])
@@ -267,7 +307,9 @@ def pull(version: str, target: Path, reason: str | None, as_json: bool) -> None:
 def _watch(lethe: Lethe, request_id: str, as_json: bool) -> None:
     with Watcher(Console(stderr=True)) as watcher:
         done = lethe.wait(request_id, watcher.event)
-    click.echo(json.dumps(done, indent=2) if as_json else f"{done['id']} {done['status']} {done['reason'] or ''}".strip())
+    click.echo(
+        json.dumps(done, indent=2) if as_json else f"{done['id']} {done['status']} {done['reason'] or ''}".strip()
+    )
     if done["status"] != "completed":
         sys.exit(1)
 

@@ -1,9 +1,9 @@
 """The Python client: what the CLI, the demo and the tests use to talk to a server.
 
-    lethe = Lethe("http://127.0.0.1:8765", key="lethe_...")
-    request = lethe.request("digits", forget={"class_label": "3"}, concept="three")
-    done = lethe.wait(request["id"])
-    lethe.pull("digits", done["checkpoint"], Path("digits-2"))
+lethe = Lethe("http://127.0.0.1:8765", key="lethe_...")
+request = lethe.request("digits", forget={"class_label": "3"}, concept="three")
+done = lethe.wait(request["id"])
+lethe.pull("digits", done["checkpoint"], Path("digits-2"))
 """
 
 import hashlib

@@ -57,7 +57,17 @@ RULES = {"at_least": "≥ {:g}", "at_most": "≤ {:g}", "drop_at_most": "drop �
 
 def show_report(console: Console, report: dict[str, Any]) -> None:
     """Figures with their value before and after, target, threshold, n and whether the threshold was met."""
-    table = Table(Column("figure", min_width=32), "before", "after", "target", "threshold", "n", "met", box=SIMPLE, padding=(0, 1, 0, 0))
+    table = Table(
+        Column("figure", min_width=32),
+        "before",
+        "after",
+        "target",
+        "threshold",
+        "n",
+        "met",
+        box=SIMPLE,
+        padding=(0, 1, 0, 0),
+    )
     for figure in report["figures"]:
         rule = figure["threshold"]
         table.add_row(

@@ -30,7 +30,9 @@ def run_embedded(settings: Settings) -> int:
     migration.upgrade(lethe.store)
     _greet(lethe)
     worker = _start_worker(settings)
-    config = uvicorn.Config(create_app(lethe), host=settings.host, port=settings.port, log_level="warning", timeout_graceful_shutdown=5)
+    config = uvicorn.Config(
+        create_app(lethe), host=settings.host, port=settings.port, log_level="warning", timeout_graceful_shutdown=5
+    )
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # uvicorn hands its signals on once it is down
     try:
         uvicorn.Server(config).run()
@@ -95,4 +97,6 @@ def _start_worker(settings: Settings) -> "subprocess.Popen[bytes]":
     environment = {**os.environ, "LETHE_DATA": str(settings.data.absolute()), "LETHE_PARENT": str(os.getpid())}
     home = Path(__file__).resolve().parent.parent
     command = [sys.executable, "-m", "celery", "-q", "-A", "worker.celery_app", "worker", "-l", "warning", "-Q", "gpu"]
-    return subprocess.Popen([*command, "--without-gossip", "--without-mingle"], env=environment, cwd=home, start_new_session=True)
+    return subprocess.Popen(
+        [*command, "--without-gossip", "--without-mingle"], env=environment, cwd=home, start_new_session=True
+    )

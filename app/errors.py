@@ -145,8 +145,9 @@ class StorageExhausted(LetheError):
     title_of_class = "No room"
 
     def __init__(self) -> None:
-        super().__init__("The store has no room for this; nothing was kept. Free space and send it again.",
-                         code="storage-full")
+        super().__init__(
+            "The store has no room for this; nothing was kept. Free space and send it again.", code="storage-full"
+        )
 
 
 class Unavailable(LetheError):

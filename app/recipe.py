@@ -13,16 +13,30 @@ def resolve_recipe(family: str, method: str, kind: str, recipe: dict[str, Any]) 
     """The resolved recipe: what was asked, checked against the bounds, and the family's defaults for the rest."""
     known = catalog.METHODS.get(method)
     if known is None:
-        raise Refused("unknown-method", "method", "There is no such method.", f"Choose one of {', '.join(catalog.METHODS)}.")
+        raise Refused(
+            "unknown-method", "method", "There is no such method.", f"Choose one of {', '.join(catalog.METHODS)}."
+        )
     if family not in known.families:
         possible = [name for name, other in catalog.METHODS.items() if family in other.families]
-        raise Refused("impossible-combination", "method", f"{method} does not run on {family}.", f"Possible here: {', '.join(possible)}.")
+        raise Refused(
+            "impossible-combination",
+            "method",
+            f"{method} does not run on {family}.",
+            f"Possible here: {', '.join(possible)}.",
+        )
     if kind not in catalog.FAMILIES[family].forget_kinds:
         kinds = ", ".join(catalog.FAMILIES[family].forget_kinds)
-        raise Refused("impossible-combination", "forget", f"{family} cannot forget by {kind}.", f"Possible here: {kinds}.")
+        raise Refused(
+            "impossible-combination", "forget", f"{family} cannot forget by {kind}.", f"Possible here: {kinds}."
+        )
     unknown = sorted(set(recipe) - set(known.parameters))
     if unknown:
-        raise Refused("unknown-parameter", _named("recipe", unknown[0]), f"{method} has no such parameter.", f"It has {', '.join(known.parameters)}.")
+        raise Refused(
+            "unknown-parameter",
+            _named("recipe", unknown[0]),
+            f"{method} has no such parameter.",
+            f"It has {', '.join(known.parameters)}.",
+        )
     return {
         name: checked(parameter, recipe[name], f"recipe.{name}") if name in recipe else parameter.default_for(family)
         for name, parameter in known.parameters.items()
@@ -35,12 +49,22 @@ def check_policy(family: str, policy: dict[str, list[dict[str, Any]]]) -> dict[s
     kinds = {kind: [vars(threshold) for threshold in thresholds] for kind, thresholds in defaults.items()}
     for kind, thresholds in policy.items():
         if kind not in defaults:
-            raise Refused("unknown-kind", _named("policy", kind), f"{family} has no such kind of forgetting.", f"It has {', '.join(defaults)}.")
+            raise Refused(
+                "unknown-kind",
+                _named("policy", kind),
+                f"{family} has no such kind of forgetting.",
+                f"It has {', '.join(defaults)}.",
+            )
         for position, threshold in enumerate(thresholds):
             metric = catalog.METRICS.get(threshold["metric"])
             if metric is None or family not in metric.families:
                 possible = ", ".join(name for name, other in catalog.METRICS.items() if family in other.families)
-                raise Refused("unknown-metric", f"policy.{kind}[{position}].metric", f"{family} has no such metric.", f"It has {possible}.")
+                raise Refused(
+                    "unknown-metric",
+                    f"policy.{kind}[{position}].metric",
+                    f"{family} has no such metric.",
+                    f"It has {possible}.",
+                )
         kinds[kind] = thresholds
     return kinds
 
@@ -49,7 +73,12 @@ def check_evaluation(family: str, evaluation: dict[str, Any]) -> dict[str, Any]:
     known = catalog.FAMILIES[family].evaluation
     unknown = sorted(set(evaluation) - set(known))
     if unknown:
-        raise Refused("unknown-parameter", _named("evaluation", unknown[0]), f"{family} has no such setting.", f"It has {', '.join(known) or 'none'}.")
+        raise Refused(
+            "unknown-parameter",
+            _named("evaluation", unknown[0]),
+            f"{family} has no such setting.",
+            f"It has {', '.join(known) or 'none'}.",
+        )
     return {
         name: checked(parameter, evaluation.get(name, parameter.default_for(family)), f"evaluation.{name}")
         for name, parameter in known.items()
@@ -60,7 +89,9 @@ def checked(parameter: Parameter, value: Any, field: str) -> Any:
     """`value` if it has the parameter's kind and lies within its bounds."""
     if parameter.kind == "choice":
         if value not in parameter.choices:
-            raise Refused("out-of-bounds", field, f"It must be one of {', '.join(parameter.choices)}.", "See GET /v1/catalog.")
+            raise Refused(
+                "out-of-bounds", field, f"It must be one of {', '.join(parameter.choices)}.", "See GET /v1/catalog."
+            )
         return value
     if parameter.kind == "boolean":
         if not isinstance(value, bool):
@@ -82,6 +113,10 @@ def _named(group: str, name: str) -> str:
 
 
 def _bounds(parameter: Parameter) -> str:
-    low = "" if parameter.minimum is None else f"{'above' if parameter.exclusive_minimum else 'at least'} {parameter.minimum:g}"
+    low = (
+        ""
+        if parameter.minimum is None
+        else f"{'above' if parameter.exclusive_minimum else 'at least'} {parameter.minimum:g}"
+    )
     high = "" if parameter.maximum is None else f"at most {parameter.maximum:g}"
     return " and ".join(part for part in (low, high) if part)

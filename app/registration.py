@@ -56,7 +56,12 @@ class NewModel:
 def check_name(lethe: Deployment, role: Role, name: str | None) -> None:
     """What can be refused before an archive is read."""
     if role == Role.FORGET and name is not None:
-        raise Refused("name-refused", "name", "A forget set has no name: it may tell who someone is.", "Leave it out; the answer holds an id.")
+        raise Refused(
+            "name-refused",
+            "name",
+            "A forget set has no name: it may tell who someone is.",
+            "Leave it out; the answer holds an id.",
+        )
     if role != Role.FORGET and name is None:
         raise Refused("name-missing", "name", f"A set of role {role} needs a name.", "Add ?name=...")
     with lethe.store.read() as session:
@@ -76,7 +81,9 @@ def register_dataset(lethe: Deployment, archive: BinaryIO, role: Role, name: str
         image_limits=ImageLimits(pixels=settings.max_pixels),
     )
     labels = [] if private else decoded.labels
-    dataset = Dataset(id=new_id("ds"), name=name, role=role, labels=labels, count=len(decoded.samples), created_by=actor)
+    dataset = Dataset(
+        id=new_id("ds"), name=name, role=role, labels=labels, count=len(decoded.samples), created_by=actor
+    )
     images, index = write_set(decoded), json.dumps(index_of(decoded)).encode()
     dataset.bytes = len(images)
     with _new_key(lethe, dataset.key_id) as data_key:
@@ -102,7 +109,9 @@ def register_model(lethe: Deployment, new: NewModel, actor: str) -> str:
     """Check a directory against its family, pack it as version 1 and store the model. Refused leaves nothing."""
     family = catalog.FAMILIES.get(new.family)
     if family is None:
-        raise Refused("unknown-family", "family", "There is no such family.", f"Choose one of {', '.join(catalog.FAMILIES)}.")
+        raise Refused(
+            "unknown-family", "family", "There is no such family.", f"Choose one of {', '.join(catalog.FAMILIES)}."
+        )
     policy, evaluation = check_policy(new.family, new.policy), check_evaluation(new.family, new.evaluation)
     with lethe.store.read() as session:
         if models.find(session, new.name):
@@ -126,7 +135,9 @@ def register_model(lethe: Deployment, new: NewModel, actor: str) -> str:
     return model.id
 
 
-def _pack_and_store(lethe: Deployment, model: Model, directory: Path, facts: DirectoryFacts, upload_id: str | None) -> None:
+def _pack_and_store(
+    lethe: Deployment, model: Model, directory: Path, facts: DirectoryFacts, upload_id: str | None
+) -> None:
     """Version 1: the whole directory as one pack, and the model's row; the upload that it came from is used up."""
     names = {kind: f"{kind}s/{model.id}" for kind in ("pack", "manifest")}
     with tempfile.TemporaryDirectory(dir=scratch(lethe)) as work:
@@ -159,7 +170,9 @@ def _drop_upload(lethe: Deployment, upload_id: str) -> None:
         intents.forget(session, blob)
 
 
-def resolve_sets(lethe: Deployment, labels: list[str], sets: dict[str, str | None], judge: str | None) -> dict[str, Any]:
+def resolve_sets(
+    lethe: Deployment, labels: list[str], sets: dict[str, str | None], judge: str | None
+) -> dict[str, Any]:
     """Ids of the named sets and the judge; every set's labels must be the model's."""
     ids: dict[str, Any] = {}
     with lethe.store.read() as session:
@@ -170,15 +183,24 @@ def resolve_sets(lethe: Deployment, labels: list[str], sets: dict[str, str | Non
             if dataset is None:
                 raise Refused("unknown-dataset", role, "There is no such data set.", "Upload it first.")
             if dataset.sealed:
-                raise Refused("forget-set-refused", role, "A forget set cannot judge a model.", "Upload it under another role.")
+                raise Refused(
+                    "forget-set-refused", role, "A forget set cannot judge a model.", "Upload it under another role."
+                )
             label_map(dataset.labels, labels, role)
             ids[f"{role}_id"] = dataset.id
         if judge is not None:
             known = models.find(session, judge)
             if known is None or known.family != catalog.CLASSIFIER:
-                raise Refused("unknown-judge", "judge", "It must be a registered image_classifier.", "Register the judge first.")
+                raise Refused(
+                    "unknown-judge", "judge", "It must be a registered image_classifier.", "Register the judge first."
+                )
             if sum(label.lower() not in REJECT_LABELS for label in known.labels) != len(labels):
-                raise Refused("judge-mismatch", "judge", "It does not know as many labels as the model.", "Train it on the model's labels.")
+                raise Refused(
+                    "judge-mismatch",
+                    "judge",
+                    "It does not know as many labels as the model.",
+                    "Train it on the model's labels.",
+                )
             ids["judge_id"] = known.id
     return ids
 
@@ -224,7 +246,9 @@ def _published(lethe: Deployment, contents: dict[str, Content]) -> Iterator[list
 def _directory(lethe: Deployment, new: NewModel, actor: str) -> Iterator[Path]:
     """The files to register: unpacked from an upload, or an allow-listed folder of this host."""
     if (new.upload is None) == (new.path is None):
-        raise Refused("source-missing", "source", "Give exactly one of upload and path.", "POST /v1/uploads gives an upload id.")
+        raise Refused(
+            "source-missing", "source", "Give exactly one of upload and path.", "POST /v1/uploads gives an upload id."
+        )
     if new.path is not None:
         yield _allowed(lethe, new.path)
         return
@@ -244,7 +268,12 @@ def _directory(lethe: Deployment, new: NewModel, actor: str) -> Iterator[Path]:
 
 
 def _allowed(lethe: Deployment, path: str) -> Path:
-    refused = Refused("path-refused", "source.path", "It is not a folder under LETHE_MODEL_ROOTS.", "Ask the operator, or upload the model.")
+    refused = Refused(
+        "path-refused",
+        "source.path",
+        "It is not a folder under LETHE_MODEL_ROOTS.",
+        "Ask the operator, or upload the model.",
+    )
     try:
         folder = Path(path).resolve()
         if any(folder.is_relative_to(root) for root in lethe.settings.allowed_roots) and folder.is_dir():

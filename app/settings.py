@@ -23,20 +23,36 @@ class Settings(BaseSettings):
     model_roots: str = Field("", description="Folders, separated by ':', from which models may be registered by path.")
     device: str = Field("auto", description="Where runners compute: auto, cpu, cuda or cuda:N.")
     threads: int = Field(0, ge=0, description="CPU threads of a runner; 0 leaves torch's own choice.")
-    lease_seconds: float = Field(30.0, gt=0, description="How long a worker may be silent before its job is taken back.")
+    lease_seconds: float = Field(
+        30.0, gt=0, description="How long a worker may be silent before its job is taken back."
+    )
     look_seconds: float = Field(1.0, gt=0, description="How often an idle worker looks for work unrung.")
     sweep_seconds: float = Field(5.0, gt=0, description="How often the sweeper runs.")
-    grace_seconds: float = Field(10.0, ge=0, description="How long a cancelled job may wind down before TERM, and again before KILL.")
+    grace_seconds: float = Field(
+        10.0, ge=0, description="How long a cancelled job may wind down before TERM, and again before KILL."
+    )
     resume_seconds: float = Field(60.0, ge=0, description="How often a running job saves sealed resume state.")
-    runner_memory_mb: int = Field(0, ge=0, description="Resident memory above which a runner is replaced after its job; 0: never.")
+    runner_memory_mb: int = Field(
+        0, ge=0, description="Resident memory above which a runner is replaced after its job; 0: never."
+    )
     max_upload_bytes: int = Field(8 << 30, gt=0, description="Largest upload of a dataset or a model archive.")
-    max_forget_bytes: int = Field(256 << 20, gt=0, description="Largest upload of role forget (held in memory, never on disk).")
+    max_forget_bytes: int = Field(
+        256 << 20, gt=0, description="Largest upload of role forget (held in memory, never on disk)."
+    )
     max_entries: int = Field(200_000, gt=0, description="Most entries in an archive.")
     max_pixels: int = Field(50_000_000, gt=0, description="Most pixels in one image.")
     deadline_days: int = Field(30, gt=0, description="Days after which a request is due when it names no date.")
-    unadopted_hours: float = Field(24.0, gt=0, description="Hours after which a sealed forget set that no request adopted is purged.")
-    failed_retention_days: float = Field(30.0, ge=0, description="Days for which the forget set of a request that failed or missed its thresholds is kept for a retry.")
-    pack_grace_hours: float = Field(24.0, gt=0, description="Hours after which an upload whose intent is dead is deleted.")
+    unadopted_hours: float = Field(
+        24.0, gt=0, description="Hours after which a sealed forget set that no request adopted is purged."
+    )
+    failed_retention_days: float = Field(
+        30.0,
+        ge=0,
+        description="Days for which the forget set of a request that failed or missed its thresholds is kept for a retry.",
+    )
+    pack_grace_hours: float = Field(
+        24.0, gt=0, description="Hours after which an upload whose intent is dead is deleted."
+    )
 
     @property
     def database(self) -> str:

@@ -13,8 +13,8 @@ from sqlalchemy.orm import Session
 from app import catalog
 from app.deployment import Deployment
 from app.errors import Conflict, NotFound, Refused
-from app.privacy.sealing import KeyGone, seal, unseal
-from app.privacy.selection import check, label_map, select
+from app.privacy.sealing import KeyGone, seal
+from app.privacy.selection import check, label_map, read_index, select
 from app.recipe import resolve_recipe
 from app.records import dataset as datasets
 from app.records import job as jobs
@@ -99,7 +99,12 @@ def _look_up(session: Session, wish: Wish, actor: str, sees_all: bool) -> _Found
     if retain is None:
         raise Refused("no-retain-set", "model", "It has no retain set.", "PATCH the model with one, then ask again.")
     if model.family == catalog.DIFFUSION and model.judge_id is None:
-        raise Refused("no-judge", "model", "A generator is measured by a judge, and it has none.", "PATCH the model with one, then ask again.")
+        raise Refused(
+            "no-judge",
+            "model",
+            "A generator is measured by a judge, and it has none.",
+            "PATCH the model with one, then ask again.",
+        )
     return _Found(
         model=model,
         reference=_reference(session, wish, model),
@@ -114,7 +119,11 @@ def _reference(session: Session, wish: Wish, model: Model) -> Model | None:
     if wish.reference is None:
         return None
     reference = models.find(session, wish.reference)
-    if reference is None or reference.id == model.id or (reference.family, reference.labels) != (model.family, model.labels):
+    if (
+        reference is None
+        or reference.id == model.id
+        or (reference.family, reference.labels) != (model.family, model.labels)
+    ):
         raise Refused(
             "unknown-reference",
             "reference",
@@ -128,27 +137,39 @@ def _dates(wish: Wish, clock: float, deadline_days: int) -> tuple[float, float]:
     """When the person asked, and until when it must be done."""
     requested = clock if wish.requested_at is None else wish.requested_at
     if not 0 <= requested <= clock + CLOCK_SKEW:
-        raise Refused("out-of-bounds", "requested_at", "It must not lie in the future, nor before 1970.", "Leave it out for now.")
+        raise Refused(
+            "out-of-bounds", "requested_at", "It must not lie in the future, nor before 1970.", "Leave it out for now."
+        )
     due = requested + deadline_days * DAY if wish.due_at is None else wish.due_at
     if not requested < due <= clock + LONGEST_DEADLINE:
-        raise Refused("out-of-bounds", "due_at", "It must lie after requested_at, at most ten years away.", "Leave it out for the default.")
+        raise Refused(
+            "out-of-bounds",
+            "due_at",
+            "It must lie after requested_at, at most ten years away.",
+            "Leave it out for the default.",
+        )
     return requested, due
 
 
 def _select(lethe: Deployment, found: _Found, kind: str, wish: Wish) -> tuple[dict[str, Any], int]:
     """What is to be sealed, and the number of samples that it selects, once every rule on the selection holds."""
-    index = read_index(lethe, found.source)
+    index = _index(lethe, found.source)
     label_map(index["labels"], found.model.labels, "forget", secret=True)
     label = wish.class_label
     if kind == "dataset" and "samples" not in catalog.FAMILIES[found.model.family].forget_kinds:
         label = _only_label(found.model, index)  # the family forgets it whole, so none of it may be retained
     what = {"concept": wish.concept, "ids": wish.samples, "label": label}
-    selection = select(index, read_index(lethe, found.retain), what, found.marks)
+    selection = select(index, _index(lethe, found.retain), what, found.marks, found.model.labels)
     check(selection)
     if found.train is not None:
-        trained_on = {sample["fingerprint"] for sample in read_index(lethe, found.train)["samples"]}
+        trained_on = {sample["fingerprint"] for sample in _index(lethe, found.train)["samples"]}
         if trained_on <= selection.fingerprints:
-            raise Refused("whole-training-set", "forget", "It covers the whole training set.", "Name fewer samples, or retire the model.")
+            raise Refused(
+                "whole-training-set",
+                "forget",
+                "It covers the whole training set.",
+                "Name fewer samples, or retire the model.",
+            )
     return what, len(selection.forget)
 
 
@@ -156,10 +177,14 @@ def _store(lethe: Deployment, request: requests.Request, source: Dataset, what: 
     """One transaction: the set is adopted, the request received, its job queued and the bell ordered."""
     job = new_job(new_id("job"), request.id, request.model_id, request.due_at, request.created_at)
     with _new_keys(lethe, request.key_id, job.key_id):
-        request.sealed = seal(lethe.keyring.key(request.key_id), json.dumps(what).encode(), f"request/{request.id}".encode())
+        request.sealed = seal(
+            lethe.keyring.key(request.key_id), json.dumps(what).encode(), f"request/{request.id}".encode()
+        )
         with lethe.store.write() as session:
             if source.sealed and not datasets.adopt(session, source, request.id):
-                raise Refused("dataset-adopted", "forget.dataset", "Another request has this forget set.", "Upload it again.", 409)
+                raise Refused(
+                    "dataset-adopted", "forget.dataset", "Another request has this forget set.", "Upload it again.", 409
+                )
             requests.add(session, request)
             jobs.add(session, job)
             outbox.put(session, "ring")
@@ -200,7 +225,13 @@ def retry(lethe: Deployment, request: requests.Request, actor: str) -> str:
             raise Conflict("Only a request that failed can be retried.", code="illegal-transition")
         source = session.get(Dataset, present.forget_dataset_id)
         if present.purged_at is not None or source is None or source.purged_at is not None:
-            raise Refused("forget-set-purged", "request", "Its forget set was purged.", "Post a new request with a new upload.", 409)
+            raise Refused(
+                "forget-set-purged",
+                "request",
+                "Its forget set was purged.",
+                "Post a new request with a new upload.",
+                409,
+            )
         requests.move(session, request.id, requests.Status.QUEUED, actor, "retried")
         clock = session.scalar(sql_select(now())) or time.time()
         jobs.add(session, new_job(job_id, request.id, request.model_id, request.due_at, clock))
@@ -208,17 +239,12 @@ def retry(lethe: Deployment, request: requests.Request, actor: str) -> str:
     return job_id
 
 
-def read_index(lethe: Deployment, dataset: Dataset) -> dict[str, Any]:
-    """Labels, sample ids and keyed digests of a set; a sealed one is opened in memory. NotFound once it is purged."""
+def _index(lethe: Deployment, dataset: Dataset) -> dict[str, Any]:
+    """The index of a set; NotFound once the set is purged."""
     try:
-        with lethe.blobs.open(dataset.index_blob) as file:
-            raw = file.read()
-        if dataset.key_id:
-            raw = unseal(lethe.keyring.key(dataset.key_id), raw, f"dataset-index/{dataset.id}".encode())
+        return read_index(dataset, lethe.keyring, lethe.blobs)
     except (KeyGone, BlobMissing):
         raise NotFound("data set") from None
-    index: dict[str, Any] = json.loads(raw)
-    return index
 
 
 def _forget_source(session: Session, wish: Wish, model: Model, actor: str, sees_all: bool) -> Dataset:
@@ -227,7 +253,12 @@ def _forget_source(session: Session, wish: Wish, model: Model, actor: str, sees_
     if source is None or (source.sealed and source.created_by != actor and not sees_all):
         raise NotFound("data set")
     if wish.samples is None and wish.class_label is None and source.role != Role.FORGET:
-        raise Refused("not-a-forget-set", "forget.dataset", "A whole set must have the role forget.", "Upload it with role=forget, or name samples or a class label.")
+        raise Refused(
+            "not-a-forget-set",
+            "forget.dataset",
+            "A whole set must have the role forget.",
+            "Upload it with role=forget, or name samples or a class label.",
+        )
     return source
 
 
@@ -241,13 +272,11 @@ def _only_label(model: Model, index: dict[str, Any]) -> str:
     """The label of an uploaded set for a family that forgets by label."""
     used = {sample["label"] for sample in index["samples"]}
     if len(used) != 1:
-        raise Refused("many-labels", "forget.dataset", f"{model.family} forgets one label at a time.", "Upload images of one label.")
+        raise Refused(
+            "many-labels",
+            "forget.dataset",
+            f"{model.family} forgets one label at a time.",
+            "Upload images of one label.",
+        )
     label: str = index["labels"][used.pop()]
     return label
-
-
-def unsealed(lethe: Deployment, request: requests.Request) -> dict[str, Any]:
-    """Concept, sample ids and label of a request. Raises KeyGone when its key was destroyed."""
-    raw = unseal(lethe.keyring.key(request.key_id), request.sealed, f"request/{request.id}".encode())
-    what: dict[str, Any] = json.loads(raw)
-    return what

@@ -27,7 +27,9 @@ class Running:
     """Processes of one deployment in one folder; `stop` leaves none of them."""
 
     def __init__(self, data: Path, database_url: str = "", broker_url: str = "", **environment: str) -> None:
-        self.settings = Settings(data=data, database_url=database_url, broker_url=broker_url, lease_seconds=3, sweep_seconds=0.5)
+        self.settings = Settings(
+            data=data, database_url=database_url, broker_url=broker_url, lease_seconds=3, sweep_seconds=0.5
+        )
         self.lethe: Deployment = deploy(self.settings)
         migration.upgrade(self.lethe.store)
         self.port = free_port()

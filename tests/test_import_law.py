@@ -36,7 +36,11 @@ def imports(path: Path) -> list[tuple[str, bool]]:
         if isinstance(node, ast.Import):
             found += [(alias.name, id(node) in nested) for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names = [f"{node.module}.{alias.name}" for alias in node.names] if node.module in ("app", "worker") else [node.module]
+            names = (
+                [f"{node.module}.{alias.name}" for alias in node.names]
+                if node.module in ("app", "worker")
+                else [node.module]
+            )
             found += [(name, id(node) in nested) for name in names]
     return found
 
@@ -110,7 +114,9 @@ def test_importing_the_server_loads_no_torch() -> None:
     assert not loaded & {"worker", *HEAVY}
 
 
-def test_the_supervisor_s_side_loads_no_torch_and_no_web_framework(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_supervisor_s_side_loads_no_torch_and_no_web_framework(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("LETHE_DATA", str(tmp_path))
     loaded = loaded_after("import " + ", ".join(f"worker.{name}" for name in TORCH_FREE))
     assert "celery" in loaded

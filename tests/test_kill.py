@@ -22,7 +22,11 @@ from tests.services import fresh_database
 
 STAGES = ("loading", "unlearning", "evaluating", "registering")
 VICTIMS = ("runner", "worker", "server")
-SHORT = {("embedded", "runner", "unlearning"), ("embedded", "worker", "registering"), ("production", "worker", "evaluating")}
+SHORT = {
+    ("embedded", "runner", "unlearning"),
+    ("embedded", "worker", "registering"),
+    ("production", "worker", "evaluating"),
+}
 MATRIX = [
     pytest.param(
         deployment, victim, stage,

@@ -3,11 +3,10 @@
 from pathlib import Path
 
 import pytest
+from sqlalchemy import select
 
 from app.records import history
 from app.records.job import Job
-from sqlalchemy import select
-
 from tests.running import Running
 from tests.services import fresh_database
 

@@ -65,7 +65,9 @@ def attempt(specification: dict[str, Any], warm: Warm, pipe: Pipe) -> None:
     except JobError as error:
         pipe.tell("failed", {"code": error.code, "detail": error.detail})
     except torch.OutOfMemoryError:
-        pipe.tell("failed", {"code": "out_of_memory", "detail": "The device has too little memory: use a smaller batch."})
+        pipe.tell(
+            "failed", {"code": "out_of_memory", "detail": "The device has too little memory: use a smaller batch."}
+        )
     except MemoryError:
         pipe.tell("failed", {"code": "out_of_memory", "detail": "The host has too little memory for this job."})
     except Exception as error:  # noqa: BLE001  (the last line of defence; the message may hold personal data)

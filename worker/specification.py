@@ -59,7 +59,7 @@ def specify(
         job_key = keyring.key(job.key_id)
     except KeyGone:
         raise JobError("forget_set_purged", "The forget set is gone. Upload it again with a new request.") from None
-    chosen = select(indexes["forget"], indexes["retain"], what, rows.tombstones)
+    chosen = select(indexes["forget"], indexes["retain"], what, rows.tombstones, model.labels)
     message = {
         "job": job.id,
         "token": lease.token,

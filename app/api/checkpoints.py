@@ -71,7 +71,12 @@ def get_report(name: str, number: str, lethe: Lethe, key: Reader) -> dict[str, A
 @router.get(
     "/{number}/pictures/{picture}",
     response_class=Response,
-    responses={200: {"description": "The picture.", "content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}},
+    responses={
+        200: {
+            "description": "The picture.",
+            "content": {"image/png": {"schema": {"type": "string", "format": "binary"}}},
+        }
+    },
 )
 def get_picture(name: str, number: str, picture: str, lethe: Lethe, key: Reader) -> Response:
     """A PNG of the report."""
@@ -112,7 +117,10 @@ def _out(lethe: Deployment, model_name: str, checkpoint: Checkpoint, family: lis
         "job": checkpoint.job_id,
         "digest": checkpoint.digest,
         "changes": checkpoint.changes,
-        "files": [{"path": file.path, "size": file.size, "sha256": file.sha256} for file in manifest_of(lethe, checkpoint).files],
+        "files": [
+            {"path": file.path, "size": file.size, "sha256": file.sha256}
+            for file in manifest_of(lethe, checkpoint).files
+        ],
         "pictures": checkpoint.report.get("pictures", []),
         "created_at": moment(checkpoint.created_at),
     }

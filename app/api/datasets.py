@@ -13,15 +13,21 @@ from app.api.openapi import refusals
 from app.deployment import Deployment
 from app.errors import Conflict, Forbidden, NotFound, TooLarge, UnsupportedMedia
 from app.privacy import purge
+from app.privacy.selection import read_index
 from app.records import dataset as datasets
 from app.records import model as models
 from app.records.api_key import ApiKey
 from app.records.dataset import Dataset, Role
 from app.registration import check_name, register_dataset, scratch
-from app.submission import read_index
 
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
-ARCHIVES = ("application/zip", "application/x-zip-compressed", "application/x-tar", "application/gzip", "application/octet-stream")
+ARCHIVES = (
+    "application/zip",
+    "application/x-zip-compressed",
+    "application/x-tar",
+    "application/gzip",
+    "application/octet-stream",
+)
 ARCHIVE_BODY = {
     "requestBody": {
         "required": True,
@@ -53,7 +59,9 @@ class SampleOut(BaseModel):
 
 
 @router.post("", status_code=201, response_model=DatasetOut, openapi_extra=ARCHIVE_BODY, responses=refusals(409, 507))
-async def upload(request: Request, response: Response, lethe: Lethe, key: Writer, role: Role, name: Name = None) -> dict[str, Any]:
+async def upload(
+    request: Request, response: Response, lethe: Lethe, key: Writer, role: Role, name: Name = None
+) -> dict[str, Any]:
     """Upload an image set: the body is a zip, tar or tar.gz imagefolder (one folder per label, or
     `metadata.jsonl`/`metadata.csv` with `file_name` and `label`). Images are re-encoded without metadata. A set of
     role `forget` is sealed before anything reaches the disk, has no name, and is purged after 24 hours unless a
@@ -86,7 +94,13 @@ async def receive(request: Request, body: BinaryIO, limit: int) -> int:
 
 @router.get("", response_model=Page[DatasetOut])
 def list_datasets(
-    request: Request, response: Response, lethe: Lethe, key: Reader, limit: Limit = 50, after: After = None, role: Role | None = None
+    request: Request,
+    response: Response,
+    lethe: Lethe,
+    key: Reader,
+    limit: Limit = 50,
+    after: After = None,
+    role: Role | None = None,
 ) -> dict[str, Any]:
     """Data sets, newest first. Forget sets of other keys are not shown."""
     owner = None if "requests:admin" in key.scopes else key.actor
@@ -110,7 +124,7 @@ def list_samples(
     dataset = _find(lethe, name, key)
     if dataset.sealed:
         raise NotFound("sample list")
-    index = read_index(lethe, dataset)
+    index = read_index(dataset, lethe.keyring, lethe.blobs)
     first = position(after)
     found = [
         {"position": first + at, "id": sample["id"], "label": index["labels"][sample["label"]]}
@@ -126,10 +140,10 @@ def delete_dataset(name: str, lethe: Lethe, key: Writer) -> None:
     dataset = _find(lethe, name, key)
     if dataset.created_by != key.actor and "requests:admin" not in key.scopes:
         raise Forbidden("requests:admin")
-    with lethe.store.read() as session:
+    with lethe.store.write() as session:
         used = models.uses_dataset(session, dataset.id) or datasets.used_by_request(session, dataset.id)
-    if used:
-        raise Conflict("A model or a request uses this data set.", code="dataset-in-use")
+        if used or not datasets.withdraw(session, dataset):
+            raise Conflict("A model or a request uses this data set.", code="dataset-in-use")
     purge.purge_dataset(lethe.store, lethe.keyring, lethe.blobs, dataset, "deleted by its owner")
 
 

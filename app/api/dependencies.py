@@ -51,7 +51,9 @@ def _storable(text: str) -> str:
     return text
 
 
-Text = Annotated[str, AfterValidator(_storable)]  # JSON may hold what neither UTF-8 nor Postgres has: lone surrogates, NUL
+Text = Annotated[
+    str, AfterValidator(_storable)
+]  # JSON may hold what neither UTF-8 nor Postgres has: lone surrogates, NUL
 Item = TypeVar("Item")
 
 
@@ -67,7 +69,9 @@ Limit = Annotated[int, Query(ge=1, le=200, description="Most items on a page.")]
 After = Annotated[str | None, Query(description="Cursor: `next` of the page before.", max_length=64)]
 
 
-def paged(items: list[Any], limit: int, cursor: Callable[[Any], str], request: Request, response: Response) -> dict[str, Any]:
+def paged(
+    items: list[Any], limit: int, cursor: Callable[[Any], str], request: Request, response: Response
+) -> dict[str, Any]:
     """`items` were asked for with limit + 1: the extra one says that there is more."""
     shown, more = items[:limit], len(items) > limit
     following = cursor(shown[-1]) if more else None

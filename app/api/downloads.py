@@ -73,13 +73,20 @@ def get_file(
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{found.size}"
     _note_download(lethe, key, checkpoint, reason)
     stream = weights.open_range(manifest, lethe.blobs, path, start, end)
-    return StreamingResponse(stream, status_code=206 if span else 200, headers=headers, media_type="application/octet-stream")
+    return StreamingResponse(
+        stream, status_code=206 if span else 200, headers=headers, media_type="application/octet-stream"
+    )
 
 
 @router.get(
     "/{number}/archive",
     response_class=Response,
-    responses={200: {"description": "The archive.", "content": {"application/zip": {"schema": {"type": "string", "format": "binary"}}}}},
+    responses={
+        200: {
+            "description": "The archive.",
+            "content": {"application/zip": {"schema": {"type": "string", "format": "binary"}}},
+        }
+    },
 )
 def get_archive(name: str, number: str, lethe: Lethe, key: Reader, reason: Reason = None) -> Response:
     """The whole directory as a zip, streamed; unpack it and open it with plain `from_pretrained`."""
@@ -97,7 +104,12 @@ def _admit(key: ApiKey, checkpoint: Checkpoint, reason: str | None) -> None:
     if "checkpoints:superseded" not in key.scopes:
         raise Forbidden("checkpoints:superseded")
     if not reason:
-        raise Refused("reason-missing", "reason", f"This version is {checkpoint.status}.", "Add ?reason=... ; it is kept in the history.")
+        raise Refused(
+            "reason-missing",
+            "reason",
+            f"This version is {checkpoint.status}.",
+            "Add ?reason=... ; it is kept in the history.",
+        )
 
 
 def _note_download(lethe: Deployment, key: ApiKey, checkpoint: Checkpoint, reason: str | None) -> None:
@@ -105,7 +117,14 @@ def _note_download(lethe: Deployment, key: ApiKey, checkpoint: Checkpoint, reaso
     if checkpoint.status == Status.RELEASED:
         return
     with lethe.store.write() as session:
-        history.write(session, key.actor, "checkpoint.downloaded", checkpoint.id, checkpoint.request_id, {"status": checkpoint.status, "reason": reason})
+        history.write(
+            session,
+            key.actor,
+            "checkpoint.downloaded",
+            checkpoint.id,
+            checkpoint.request_id,
+            {"status": checkpoint.status, "reason": reason},
+        )
 
 
 def _file_headers(file: File) -> dict[str, str]:

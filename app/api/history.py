@@ -52,16 +52,16 @@ def list_history(
             until=until.timestamp() if until else None,
         )
     page = paged(found, limit, lambda entry: str(entry.id), request, response)
-    shown = [
-        {
-            "id": entry.id,
-            "at": moment(entry.at),
-            "actor": entry.actor,
-            "action": entry.action,
-            "resource": entry.resource,
-            "request": entry.request_id,
-            "details": entry.details,
-        }
-        for entry in page["data"]
-    ]
-    return {**page, "data": shown}
+    return {**page, "data": [_out(entry) for entry in page["data"]]}
+
+
+def _out(entry: history.HistoryEntry) -> dict[str, Any]:
+    return {
+        "id": entry.id,
+        "at": moment(entry.at),
+        "actor": entry.actor,
+        "action": entry.action,
+        "resource": entry.resource,
+        "request": entry.request_id,
+        "details": entry.details,
+    }

@@ -37,7 +37,9 @@ class EventOut(BaseModel):
     seq: int = Field(description="1, 2, 3, ... without gaps.")
     at: str
     kind: str = Field(description="stage, progress or note.")
-    data: dict[str, Any] = Field(description="stage: its name. progress: step, total, seconds_left and the step's figures.")
+    data: dict[str, Any] = Field(
+        description="stage: its name. progress: step, total, seconds_left and the step's figures."
+    )
 
 
 @router.get("/{job_id}", response_model=JobOut)
@@ -65,14 +67,22 @@ def get_job(job_id: str, response: Response, lethe: Lethe, key: Reader) -> dict[
 
 @router.get("/{job_id}/events", response_model=Page[EventOut])
 def list_events(
-    job_id: str, request: Request, response: Response, lethe: Lethe, key: Reader, limit: Limit = 100, after: After = None
+    job_id: str,
+    request: Request,
+    response: Response,
+    lethe: Lethe,
+    key: Reader,
+    limit: Limit = 100,
+    after: After = None,
 ) -> dict[str, Any]:
     """Events in order, numbered without gaps. `after` is the number of the last one you have."""
     job = _find(lethe, job_id, key)
     with lethe.store.read() as session:
         found = job_event.page(session, job.id, after=position(after), limit=limit + 1)
     page = paged(found, limit, lambda event: str(event.seq), request, response)
-    events = [{"seq": event.seq, "at": moment(event.at), "kind": event.kind, "data": event.data} for event in page["data"]]
+    events = [
+        {"seq": event.seq, "at": moment(event.at), "kind": event.kind, "data": event.data} for event in page["data"]
+    ]
     return {**page, "data": events}
 
 

@@ -45,7 +45,9 @@ def make_key(body: KeyIn, lethe: Lethe, key: Admin) -> dict[str, Any]:
         raise Forbidden(lacking[0])
     expires = _checked_expiry(body.expires_at)
     with lethe.store.write() as session:
-        made, text = api_keys.issue(session, lethe.pepper, name=body.name, role=body.role, actor=key.actor, expires_at=expires)
+        made, text = api_keys.issue(
+            session, lethe.pepper, name=body.name, role=body.role, actor=key.actor, expires_at=expires
+        )
     return {**_out(made), "key": text}
 
 
@@ -70,7 +72,12 @@ def _checked_expiry(expires_at: datetime | None) -> float | None:
     if expires_at is None:
         return None
     if not datetime.now(UTC) < expires_at < datetime.now(UTC) + LONGEST:
-        raise Refused("out-of-bounds", "expires_at", "It must lie in the future, at most 100 years away.", "Leave it out for a key without end.")
+        raise Refused(
+            "out-of-bounds",
+            "expires_at",
+            "It must lie in the future, at most 100 years away.",
+            "Leave it out for a key without end.",
+        )
     return expires_at.timestamp()
 
 

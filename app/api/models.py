@@ -51,8 +51,12 @@ class ModelIn(BaseModel):
     retain: Text | None = Field(None, description="Data set to keep; a request needs one.")
     test: Text | None = Field(None, description="Data set that the network never saw.")
     judge: Text | None = Field(None, description="Registered image_classifier that judges generated images.")
-    policy: dict[Text, list[ThresholdIn]] = Field({}, description="Thresholds by kind of forgetting; else the family's defaults.")
-    evaluation: dict[str, Any] = Field({}, description="How outputs are produced for the report; else the family's defaults.")
+    policy: dict[Text, list[ThresholdIn]] = Field(
+        {}, description="Thresholds by kind of forgetting; else the family's defaults."
+    )
+    evaluation: dict[str, Any] = Field(
+        {}, description="How outputs are produced for the report; else the family's defaults."
+    )
 
 
 class ModelPatch(BaseModel):
@@ -63,8 +67,12 @@ class ModelPatch(BaseModel):
     retain: Text | None = None
     test: Text | None = None
     judge: Text | None = None
-    policy: dict[Text, list[ThresholdIn]] | None = Field(None, description="Replaces the kinds it names; the others go back to the family's defaults.")
-    evaluation: dict[str, Any] | None = Field(None, description="Settings it does not name go back to the family's defaults.")
+    policy: dict[Text, list[ThresholdIn]] | None = Field(
+        None, description="Replaces the kinds it names; the others go back to the family's defaults."
+    )
+    evaluation: dict[str, Any] | None = Field(
+        None, description="Settings it does not name go back to the family's defaults."
+    )
 
 
 class ModelOut(BaseModel):
@@ -120,7 +128,9 @@ def register(body: ModelIn, response: Response, lethe: Lethe, key: Writer) -> di
 
 
 @router.get("/models", response_model=Page[ModelOut])
-def list_models(request: Request, response: Response, lethe: Lethe, key: Reader, limit: Limit = 50, after: After = None) -> dict[str, Any]:
+def list_models(
+    request: Request, response: Response, lethe: Lethe, key: Reader, limit: Limit = 50, after: After = None
+) -> dict[str, Any]:
     """Registered models, newest first."""
     with lethe.store.read() as session:
         found = models.page(session, after=after, limit=limit + 1)
@@ -137,11 +147,18 @@ def get_model(name: str, response: Response, lethe: Lethe, key: Reader) -> dict[
 
 @router.patch("/models/{name}", response_model=ModelOut, responses=refusals(412, 428))
 def change_model(
-    name: str, body: ModelPatch, response: Response, lethe: Lethe, key: Writer, if_match: Annotated[str | None, Header()] = None
+    name: str,
+    body: ModelPatch,
+    response: Response,
+    lethe: Lethe,
+    key: Writer,
+    if_match: Annotated[str | None, Header()] = None,
 ) -> dict[str, Any]:
     """Change the sets, the judge, the policy or the evaluation. Needs If-Match with the model's ETag."""
     if if_match is None:
-        raise Refused("precondition-required", "If-Match", "It must name the model's ETag.", "GET the model first.", 428)
+        raise Refused(
+            "precondition-required", "If-Match", "It must name the model's ETag.", "GET the model first.", 428
+        )
     with lethe.store.read() as session:
         model = _find(session, name)
     changes = _changes(lethe, model, body)
@@ -159,9 +176,15 @@ def _changes(lethe: Deployment, model: Model, body: ModelPatch) -> dict[str, Any
     changes: dict[str, Any] = resolve_sets(
         lethe, model.labels, {role: getattr(body, role) for role in ("train", "retain", "test")}, body.judge
     )
-    changes |= {f"{field}_id": None for field in ("train", "retain", "test", "judge") if field in sent and getattr(body, field) is None}
+    changes |= {
+        f"{field}_id": None
+        for field in ("train", "retain", "test", "judge")
+        if field in sent and getattr(body, field) is None
+    }
     if body.policy is not None:
-        policy = {kind: [threshold.model_dump() for threshold in thresholds] for kind, thresholds in body.policy.items()}
+        policy = {
+            kind: [threshold.model_dump() for threshold in thresholds] for kind, thresholds in body.policy.items()
+        }
         changes["policy"] = check_policy(model.family, policy)
     if body.evaluation is not None:
         changes["evaluation"] = check_evaluation(model.family, body.evaluation)

@@ -40,7 +40,11 @@ PROBLEM: dict[str, Any] = {
     "description": "RFC 9457. Programs tell problems apart by `type`, which stays; people read `detail`.",
     "required": ["type", "title", "status", "detail", "request_id"],
     "properties": {
-        "type": {"type": "string", "description": "`urn:lethe:problem:<code>`; stable.", "examples": ["urn:lethe:problem:not-found"]},
+        "type": {
+            "type": "string",
+            "description": "`urn:lethe:problem:<code>`; stable.",
+            "examples": ["urn:lethe:problem:not-found"],
+        },
         "title": {"type": "string"},
         "status": {"type": "integer", "minimum": 400, "maximum": 599},
         "detail": {"type": "string"},
@@ -51,7 +55,10 @@ PROBLEM: dict[str, Any] = {
                 "type": "object",
                 "required": ["field", "rule", "remedy"],
                 "properties": {
-                    "field": {"type": "string", "description": "Where: a field's path, a parameter, a header or a file."},
+                    "field": {
+                        "type": "string",
+                        "description": "Where: a field's path, a parameter, a header or a file.",
+                    },
                     "rule": {"type": "string", "description": "Which rule it breaks. Never the value that was sent."},
                     "remedy": {"type": "string", "description": "What to do."},
                 },
@@ -81,7 +88,9 @@ def describe(app: FastAPI) -> None:
         for path, operations in document["paths"].items():
             for operation in operations.values():
                 if "application/json" in operation["responses"].get("422", {}).get("content", {}):
-                    del operation["responses"]["422"]  # FastAPI's own: it has another shape, and texts cannot be invalid
+                    del operation["responses"][
+                        "422"
+                    ]  # FastAPI's own: it has another shape, and texts cannot be invalid
                 for status in _found(path, operation):
                     operation["responses"][str(status)] = _response(status)
                 operation["responses"] = dict(sorted(operation["responses"].items()))
@@ -118,4 +127,7 @@ def _response(status: int) -> dict[str, Any]:
         "request_id": "5f0c6a1e0b7d4f3c9a2e8d1b6c4f7a90",
     }
     schema = {"$ref": "#/components/schemas/Problem"}
-    return {"description": _WHEN[status], "content": {"application/problem+json": {"schema": schema, "example": example}}}
+    return {
+        "description": _WHEN[status],
+        "content": {"application/problem+json": {"schema": schema, "example": example}},
+    }

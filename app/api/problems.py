@@ -27,7 +27,12 @@ _FIELD = re.compile(r"[A-Za-z0-9_.\[\]-]{1,64}")
 def install(app: FastAPI) -> None:
     """Expected errors are answered beside their route, faults and failing dependencies at the edge."""
     handler = new_exception_handler(
-        handlers={OSError: _of_storage, OperationalError: _of_database, InterfaceError: _of_database, PoolTimeout: _of_database},
+        handlers={
+            OSError: _of_storage,
+            OperationalError: _of_database,
+            InterfaceError: _of_database,
+            PoolTimeout: _of_database,
+        },
         http_exception_handler=_http,
         request_validation_handler=_invalid,
         unhandled_wrappers={"default": Unexpected},

@@ -11,6 +11,7 @@ from app.deployment import Deployment
 from app.errors import Conflict, NotFound
 from app.privacy import purge
 from app.privacy.sealing import KeyGone
+from app.privacy.selection import read_wish
 from app.queue import ring
 from app.records import checkpoint as checkpoints
 from app.records import history
@@ -18,9 +19,8 @@ from app.records import job as jobs
 from app.records import model as models
 from app.records import request as requests
 from app.records.api_key import ApiKey
-from app.records.model import Model
 from app.records.request import Status
-from app.submission import Wish, retry, submit, unsealed
+from app.submission import Wish, retry, submit
 
 router = APIRouter(prefix="/v1/requests", tags=["requests"])
 Poster = Annotated[ApiKey, Depends(need("requests:create"))]
@@ -31,8 +31,13 @@ class Forget(BaseModel):
     """What to forget: an uploaded set of role forget, samples of a registered set, or a class label."""
 
     model_config = ConfigDict(extra="forbid")
-    dataset: Text | None = Field(None, description="Id of an uploaded forget set; or, with samples or class_label, the registered set to choose from (default: the model's train set, else its retain set).")
-    samples: list[str] | None = Field(None, min_length=1, max_length=1_000_000, description="Sample ids, see GET /v1/datasets/{name}/samples.")
+    dataset: Text | None = Field(
+        None,
+        description="Id of an uploaded forget set; or, with samples or class_label, the registered set to choose from (default: the model's train set, else its retain set).",
+    )
+    samples: list[str] | None = Field(
+        None, min_length=1, max_length=1_000_000, description="Sample ids, see GET /v1/datasets/{name}/samples."
+    )
     class_label: Text | None = Field(None, max_length=200, description="A label of the model.")
 
     @model_validator(mode="after")
@@ -47,18 +52,36 @@ class Forget(BaseModel):
 class RequestIn(BaseModel):
     model_config = ConfigDict(
         extra="forbid",
-        json_schema_extra={"examples": [{"model": "digits", "concept": "three", "forget": {"class_label": "3"}, "method": "salun"}]},
+        json_schema_extra={
+            "examples": [{"model": "digits", "concept": "three", "forget": {"class_label": "3"}, "method": "salun"}]
+        },
     )
     model: Text = Field(description="Name or id of a registered model.")
-    concept: Text | None = Field(None, max_length=500, description="What this is about. Sealed; shown only to keys with requests:concept.")
+    concept: Text | None = Field(
+        None, max_length=500, description="What this is about. Sealed; shown only to keys with requests:concept."
+    )
     forget: Forget
     method: str = Field("salun", description="See GET /v1/catalog.")
     recipe: dict[str, Any] = Field({}, description="Hyper-parameters; the family's defaults for the rest.")
-    seed: int = Field(0, ge=0, lt=2**53, strict=True, description="Of every random choice: equal seeds give equal weights.")
-    reference: Text | None = Field(None, description="Registered model that was retrained without the forget set: the report's target.")
-    external_id: str | None = Field(None, max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]*$", description="Your own id. Not a name: it is stored in plain.")
-    requested_at: AwareDatetime | None = Field(None, description="When the person asked; default now. Not in the future.")
-    due_at: AwareDatetime | None = Field(None, description="Until when it must be done; default 30 days after requested_at. At most ten years away; the nearest deadline runs first.")
+    seed: int = Field(
+        0, ge=0, lt=2**53, strict=True, description="Of every random choice: equal seeds give equal weights."
+    )
+    reference: Text | None = Field(
+        None, description="Registered model that was retrained without the forget set: the report's target."
+    )
+    external_id: str | None = Field(
+        None,
+        max_length=200,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]*$",
+        description="Your own id. Not a name: it is stored in plain.",
+    )
+    requested_at: AwareDatetime | None = Field(
+        None, description="When the person asked; default now. Not in the future."
+    )
+    due_at: AwareDatetime | None = Field(
+        None,
+        description="Until when it must be done; default 30 days after requested_at. At most ten years away; the nearest deadline runs first.",
+    )
 
 
 class JobBrief(BaseModel):
@@ -70,7 +93,9 @@ class JobBrief(BaseModel):
 class RequestOut(BaseModel):
     id: str
     status: Status
-    reason: str | None = Field(description="A code, where the status needs one: worker_lost, threshold_missed, out_of_memory, ...")
+    reason: str | None = Field(
+        description="A code, where the status needs one: worker_lost, threshold_missed, out_of_memory, ..."
+    )
     model: str
     external_id: str | None
     concept: str | None = Field(description="Null without the scope requests:concept.")
@@ -90,7 +115,9 @@ class RequestOut(BaseModel):
 
 
 @router.post("", status_code=202, response_model=RequestOut, responses=refusals(404, 409, 507))
-def post_request(body: RequestIn, background: BackgroundTasks, response: Response, lethe: Lethe, key: Poster) -> dict[str, Any]:
+def post_request(
+    body: RequestIn, background: BackgroundTasks, response: Response, lethe: Lethe, key: Poster
+) -> dict[str, Any]:
     """Ask that a model forget. 202: the request is stored and queued; poll `Location`. Refusals store nothing."""
     wish = Wish(
         model=body.model,
@@ -139,7 +166,7 @@ def list_requests(
             external_id=external_id,
         )
     page = paged(found, limit, lambda each: each.id, request, response)
-    return {**page, "data": [_out(lethe, each, key, concept=False) for each in page["data"]]}
+    return {**page, "data": _rows(lethe, page["data"])}
 
 
 @router.get("/{request_id}", response_model=RequestOut)
@@ -168,7 +195,9 @@ def cancel_request(request_id: str, response: Response, lethe: Lethe, key: Poste
 
 
 @router.post("/{request_id}/retry", status_code=202, response_model=RequestOut, responses=refusals(409, 507))
-def retry_request(request_id: str, background: BackgroundTasks, response: Response, lethe: Lethe, key: Poster) -> dict[str, Any]:
+def retry_request(
+    request_id: str, background: BackgroundTasks, response: Response, lethe: Lethe, key: Poster
+) -> dict[str, Any]:
     """Queue a failed request again, as a new job. 409 when it did not fail or its forget set was purged."""
     retry(lethe, _find(lethe, request_id, key), key.actor)
     background.add_task(ring, lethe.celery)
@@ -189,27 +218,44 @@ def _find(lethe: Deployment, request_id: str, key: ApiKey) -> requests.Request:
     return found
 
 
-def _out(lethe: Deployment, request: requests.Request, key: ApiKey, concept: bool = True) -> dict[str, Any]:
+def _out(lethe: Deployment, request: requests.Request, key: ApiKey) -> dict[str, Any]:
+    concept = _concept(lethe, request) if "requests:concept" in key.scopes else None
+    return {**_rows(lethe, [request])[0], "concept": concept}
+
+
+def _rows(lethe: Deployment, found: list[requests.Request]) -> list[dict[str, Any]]:
+    """Requests without their concepts, with what belongs to them, in four queries whatever their number."""
+    ids = [request.id for request in found]
     with lethe.store.read() as session:
-        model = session.get_one(Model, request.model_id)
-        reference = session.get(Model, request.reference_id) if request.reference_id else None
-        work = jobs.of_request(session, request.id)
-        made = checkpoints.of_request(session, request.id)
+        names = models.names(
+            session, {each for request in found for each in (request.model_id, request.reference_id) if each}
+        )
+        work = jobs.of_requests(session, ids)
+        made = checkpoints.numbers_of_requests(session, ids)
+    own: dict[str, list[dict[str, Any]]] = {request_id: [] for request_id in ids}
+    for job in work:
+        own[job.request_id].append({"id": job.id, "status": job.status, "stage": job.stage})
+    return [_row(request, names, own[request.id], made.get(request.id)) for request in found]
+
+
+def _row(
+    request: requests.Request, names: dict[str, str], work: list[dict[str, Any]], number: int | None
+) -> dict[str, Any]:
     return {
         "id": request.id,
         "status": request.status,
         "reason": request.reason,
-        "model": model.name,
+        "model": names[request.model_id],
         "external_id": request.external_id,
-        "concept": _concept(lethe, request) if concept and "requests:concept" in key.scopes else None,
+        "concept": None,
         "forget_kind": request.forget_kind,
         "forget_count": request.forget_count,
         "method": request.method,
         "recipe": request.recipe,
         "seed": request.seed,
-        "reference": reference.name if reference else None,
-        "jobs": [{"id": job.id, "status": job.status, "stage": job.stage} for job in work],
-        "checkpoint": made[-1].number if made else None,
+        "reference": names.get(request.reference_id or ""),
+        "jobs": work,
+        "checkpoint": number,
         "requested_at": moment(request.requested_at),
         "due_at": moment(request.due_at),
         "created_at": moment(request.created_at),
@@ -220,7 +266,7 @@ def _out(lethe: Deployment, request: requests.Request, key: ApiKey, concept: boo
 
 def _concept(lethe: Deployment, request: requests.Request) -> str | None:
     try:
-        concept: str | None = unsealed(lethe, request)["concept"]
+        concept: str | None = read_wish(request, lethe.keyring)["concept"]
     except KeyGone:
         return None
     return concept

@@ -21,10 +21,27 @@ from app.errors import Refused
 _PIECE = 1 << 20
 _GROWTH_FLOOR = 4 << 20  # small members compress freely: a ratio says something only about big ones
 _NESTED_SUFFIXES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar", ".jar", ".whl", ".lz4")
-_NESTED_HEADS = (b"PK\x03\x04", b"PK\x05\x06", b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf", b"Rar!", b"\x28\xb5\x2f\xfd")
+_NESTED_HEADS = (
+    b"PK\x03\x04",
+    b"PK\x05\x06",
+    b"\x1f\x8b",
+    b"BZh",
+    b"\xfd7zXZ",
+    b"7z\xbc\xaf",
+    b"Rar!",
+    b"\x28\xb5\x2f\xfd",
+)
 _JUNK = {".DS_Store", "Thumbs.db", "desktop.ini"}
-_BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, tarfile.TarError, gzip.BadGzipFile, ValueError, NotImplementedError,
-           RuntimeError)  # what the standard library raises on damaged input
+_BROKEN = (
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    tarfile.TarError,
+    gzip.BadGzipFile,
+    ValueError,
+    NotImplementedError,
+    RuntimeError,
+)  # what the standard library raises on damaged input
 
 
 @dataclass(frozen=True)
@@ -59,16 +76,22 @@ class Member:
             while piece := self.source.read(min(_PIECE, left + 1)):
                 left -= len(piece)
                 if left < 0:
-                    raise Refused("archive-too-large", self.label, f"A file may have at most {self.limit} bytes.",
-                                  "Send a smaller file.", 413)
+                    raise Refused(
+                        "archive-too-large",
+                        self.label,
+                        f"A file may have at most {self.limit} bytes.",
+                        "Send a smaller file.",
+                        413,
+                    )
                 yield piece
 
     def read(self) -> bytes:
         return b"".join(self.pieces())
 
 
-def entries(source: BinaryIO, limits: Limits = Limits(), *, field: str = "archive",
-            private: bool = False) -> Iterator[tuple[str, bytes]]:
+def entries(
+    source: BinaryIO, limits: Limits = Limits(), *, field: str = "archive", private: bool = False
+) -> Iterator[tuple[str, bytes]]:
     """Name and content of each file in archive order; nested archives refused by name and by content."""
     for member in members(source, limits, field=field, private=private):
         refuse_nested_name(member)
@@ -78,8 +101,9 @@ def entries(source: BinaryIO, limits: Limits = Limits(), *, field: str = "archiv
         yield member.name, content
 
 
-def members(source: BinaryIO, limits: Limits = Limits(), *, field: str = "archive",
-            private: bool = False) -> Iterator[Member]:
+def members(
+    source: BinaryIO, limits: Limits = Limits(), *, field: str = "archive", private: bool = False
+) -> Iterator[Member]:
     """The files of an archive in its order, system litter left out. Use each member before asking for the next."""
     names = _Names(limits, field, private)
     source.seek(0)
@@ -93,8 +117,12 @@ def members(source: BinaryIO, limits: Limits = Limits(), *, field: str = "archiv
     elif head[257:262] == b"ustar":
         yield from _tar_members(_TarStream(source, None, names), names)
     else:
-        raise Refused("archive-format", field, "The upload is not a zip, tar or tar.gz archive.",
-                      "Pack the folder as one of these.")
+        raise Refused(
+            "archive-format",
+            field,
+            "The upload is not a zip, tar or tar.gz archive.",
+            "Pack the folder as one of these.",
+        )
 
 
 def refuse_nested_name(member: Member) -> None:
@@ -122,11 +150,19 @@ class _Names:
             raise self.too_many()
         parts = [part for part in name.split("/") if part not in ("", ".")]
         if name.startswith("/") or ".." in parts or "\\" in name or name[1:2] == ":":
-            raise Refused("archive-path", label, "A name must be relative, with / between folders and without `..`.",
-                          "Pack the folder again with plain relative names.")
+            raise Refused(
+                "archive-path",
+                label,
+                "A name must be relative, with / between folders and without `..`.",
+                "Pack the folder again with plain relative names.",
+            )
         if len(name) > self.limits.name_length or any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):
-            raise Refused("archive-path", label, f"A name has at most {self.limits.name_length} characters, none of them "
-                          "a control character.", "Rename the file.")
+            raise Refused(
+                "archive-path",
+                label,
+                f"A name has at most {self.limits.name_length} characters, none of them a control character.",
+                "Rename the file.",
+            )
         clean = "/".join(parts)
         if clean in self.seen:
             raise Refused("archive-duplicate", label, "Two entries have the same name.", "Keep one of them.")
@@ -134,15 +170,25 @@ class _Names:
         return clean, label
 
     def too_many(self) -> Refused:
-        return Refused("archive-too-many-entries", self.field, f"At most {self.limits.entries} entries are read.",
-                       "Split the upload.", 413)
+        return Refused(
+            "archive-too-many-entries",
+            self.field,
+            f"At most {self.limits.entries} entries are read.",
+            "Split the upload.",
+            413,
+        )
 
     def too_large(self, label: str, limit: int) -> Refused:
         return Refused("archive-too-large", label, f"At most {limit} bytes are unpacked.", "Send less at a time.", 413)
 
     def ratio(self, label: str) -> Refused:
-        return Refused("archive-ratio", label, f"Content that unpacks to more than {self.limits.ratio} times its size "
-                       "is refused.", "Store the files without compression.", 413)
+        return Refused(
+            "archive-ratio",
+            label,
+            f"Content that unpacks to more than {self.limits.ratio} times its size is refused.",
+            "Store the files without compression.",
+            413,
+        )
 
 
 def _zip_members(source: BinaryIO, names: _Names) -> Iterator[Member]:
@@ -234,7 +280,9 @@ class _TarStream:
 
     def read(self, size: int = -1) -> bytes:
         if not 0 <= size <= 2 * _PIECE:
-            raise Refused("archive-damaged", self.names.field, "A header claims an unreasonable size.", "Pack it again.")
+            raise Refused(
+                "archive-damaged", self.names.field, "A header claims an unreasonable size.", "Pack it again."
+            )
         pieces, left = [], size
         while left and (piece := self.source.read(left)):
             pieces.append(piece)
@@ -264,7 +312,9 @@ def _damage_refused(label: str) -> Iterator[None]:
     try:
         yield
     except _BROKEN:
-        raise Refused("archive-damaged", label, "The archive is damaged or cut off.", "Pack it and send it again.") from None
+        raise Refused(
+            "archive-damaged", label, "The archive is damaged or cut off.", "Pack it and send it again."
+        ) from None
 
 
 def _is_junk(name: str) -> bool:
@@ -273,8 +323,12 @@ def _is_junk(name: str) -> bool:
 
 
 def _special(label: str) -> Refused:
-    return Refused("archive-link", label, "Links, devices, sparse and other special entries are refused.",
-                   "Pack regular files only.")
+    return Refused(
+        "archive-link",
+        label,
+        "Links, devices, sparse and other special entries are refused.",
+        "Pack regular files only.",
+    )
 
 
 def _nested(label: str) -> Refused:

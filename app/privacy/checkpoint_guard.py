@@ -23,7 +23,9 @@ MODEL_LIMITS = Limits(entries=512, entry_bytes=64 << 30, total_bytes=128 << 30)
 WEIGHTS = {"diffusers": "diffusion_pytorch_model.safetensors", "transformers": "model.safetensors"}
 CONFIGS = ("config.json", "scheduler_config.json", "preprocessor_config.json", "model_index.json")
 SCHEDULERS = ("DDIMScheduler", "DDPMScheduler")
-FORBIDDEN_KEYS = frozenset({"auto_map", "custom_pipeline", "custom_pipelines", "trust_remote_code", "quantization_config"})
+FORBIDDEN_KEYS = frozenset(
+    {"auto_map", "custom_pipeline", "custom_pipelines", "trust_remote_code", "quantization_config"}
+)
 FLOATING = ("F32", "F16", "BF16")
 WHOLE = ("I64", "I32", "U8", "BOOL")
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
@@ -95,10 +97,16 @@ def check_name(name: str, where: str) -> None:
     """Refuse a file by its name: code, weights that are not safetensors, and whatever has no known purpose."""
     suffix = PurePosixPath(name).suffix.lower()
     if suffix in REFUSED_SUFFIXES:
-        raise _pickle_refused(where, f"Weights as {suffix} are refused by name: such a file can run code when it is opened.")
+        raise _pickle_refused(
+            where, f"Weights as {suffix} are refused by name: such a file can run code when it is opened."
+        )
     if suffix in (".py", ".pyc", ".so", ".sh"):
-        raise Refused("code-refused", where, "A model directory must not carry code.",
-                      "Remove the file; only classes of diffusers and transformers are used.")
+        raise Refused(
+            "code-refused",
+            where,
+            "A model directory must not carry code.",
+            "Remove the file; only classes of diffusers and transformers are used.",
+        )
     if name not in CONFIGS and not _WEIGHT_FILE.fullmatch(name):
         raise _file_refused(where, "The file has no known purpose.")
 
@@ -119,13 +127,17 @@ def _plain_files(directory: Path) -> dict[str, Path]:
 
 def _json(path: Path) -> dict[str, Any]:
     if path.stat().st_size > _JSON_BYTES:
-        raise Refused("config-format", path.name, f"At most {_JSON_BYTES} bytes of JSON are read.", "Remove what is not config.")
+        raise Refused(
+            "config-format", path.name, f"At most {_JSON_BYTES} bytes of JSON are read.", "Remove what is not config."
+        )
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError):
         content = None
     if not isinstance(content, dict):
-        raise Refused("config-format", path.name, "The file is not a JSON object.", "Save it again with save_pretrained.")
+        raise Refused(
+            "config-format", path.name, "The file is not a JSON object.", "Save it again with save_pretrained."
+        )
     return content
 
 
@@ -136,8 +148,12 @@ def _refuse_code(name: str, content: object) -> None:
         value = pending.pop()
         if isinstance(value, dict):
             for key in FORBIDDEN_KEYS & value.keys():
-                raise Refused("code-refused", f"{name}: {key}", f"`{key}` is refused: it brings in code from elsewhere.",
-                              "Remove the key; only classes of diffusers and transformers are used.")
+                raise Refused(
+                    "code-refused",
+                    f"{name}: {key}",
+                    f"`{key}` is refused: it brings in code from elsewhere.",
+                    "Remove the key; only classes of diffusers and transformers are used.",
+                )
             pending += value.values()
         elif isinstance(value, list):
             pending += value
@@ -177,25 +193,37 @@ def _check_companions(configs: Mapping[str, Mapping[str, Any]], library: str) ->
         raise _file_refused("scheduler_config.json", "A diffusion model needs its noise schedule beside config.json.")
     if scheduler is not None:
         _check_choice("scheduler_config.json", "_class_name", scheduler.get("_class_name"), SCHEDULERS)
-        _check_choice("scheduler_config.json", "prediction_type", scheduler.get("prediction_type", "epsilon"), PREDICTIONS)
+        _check_choice(
+            "scheduler_config.json", "prediction_type", scheduler.get("prediction_type", "epsilon"), PREDICTIONS
+        )
     for key in ("image_processor_type", "feature_extractor_type", "processor_class"):
         kind = configs.get("preprocessor_config.json", {}).get(key)
         if kind is not None and not (isinstance(kind, str) and _PROCESSOR.fullmatch(kind)):
-            raise Refused("class-not-allowed", f"preprocessor_config.json: {key}", f"{str(kind)[:80]!r} is not an image processor.",
-                          "Use an image processor of transformers.")
+            raise Refused(
+                "class-not-allowed",
+                f"preprocessor_config.json: {key}",
+                f"{str(kind)[:80]!r} is not an image processor.",
+                "Use an image processor of transformers.",
+            )
 
 
 def _check_choice(file: str, key: str, value: object, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         code = "class-not-allowed" if key == "_class_name" else "config-value"
-        raise Refused(code, f"{file}: {key}", f"{str(value)[:80]!r} is not on the list.", f"Use {' or '.join(allowed)}.")
+        raise Refused(
+            code, f"{file}: {key}", f"{str(value)[:80]!r} is not on the list.", f"Use {' or '.join(allowed)}."
+        )
 
 
 def _header(files: Mapping[str, Path], canonical: str) -> Header:
     """The header of the one file that the family opens, when no other weights lie beside it."""
     for name in sorted({canonical} ^ (files.keys() - set(CONFIGS))):
-        raise Refused("weights-files", name, "The file is missing." if name == canonical else "The file would not be read.",
-                      f"Weights are one file, {canonical}: save with a max_shard_size above their size.")
+        raise Refused(
+            "weights-files",
+            name,
+            "The file is missing." if name == canonical else "The file would not be read.",
+            f"Weights are one file, {canonical}: save with a max_shard_size above their size.",
+        )
     try:
         header = read_header(files[canonical], canonical)
     except ValueError as error:
@@ -203,8 +231,12 @@ def _header(files: Mapping[str, Path], canonical: str) -> Header:
     floating = next((tensor.dtype for tensor in header.tensors if tensor.dtype in FLOATING), "none")
     for tensor in header.tensors:
         if tensor.dtype != floating and tensor.dtype not in WHOLE:
-            raise Refused("weights-dtype", f"{canonical}: {tensor.name}", f"The tensor is {tensor.dtype}, others {floating}.",
-                          f"Save every weight as the same of {', '.join(FLOATING)}.")
+            raise Refused(
+                "weights-dtype",
+                f"{canonical}: {tensor.name}",
+                f"The tensor is {tensor.dtype}, others {floating}.",
+                f"Save every weight as the same of {', '.join(FLOATING)}.",
+            )
     return header
 
 
@@ -212,26 +244,42 @@ def _label_names(config: Mapping[str, Any]) -> list[str]:
     """The labels in order; the libraries take two when a config names none."""
     named = config.get("id2label", {"0": "LABEL_0", "1": "LABEL_1"})
     if not isinstance(named, dict) or len(named) < 2 or set(named) != {str(number) for number in range(len(named))}:
-        raise Refused("config-value", "config.json: id2label", "`id2label` must number two or more labels 0, 1, ... without gaps.",
-                      "Register the config that belongs to the weights.")
+        raise Refused(
+            "config-value",
+            "config.json: id2label",
+            "`id2label` must number two or more labels 0, 1, ... without gaps.",
+            "Register the config that belongs to the weights.",
+        )
     return [str(named[str(number)]) for number in range(len(named))]
 
 
 def _compare(expected: Anchors, shapes: Mapping[str, Shape]) -> None:
     if wrong := mismatches(expected, shapes):
         (where, what), more = wrong[0], len(wrong) - 1
-        raise Refused("config-mismatch", f"config.json: {where}", f"{what}" + (f" (and {more} more differ)." if more else "."),
-                      "Register the config that belongs to the weights.")
+        raise Refused(
+            "config-mismatch",
+            f"config.json: {where}",
+            f"{what}" + (f" (and {more} more differ)." if more else "."),
+            "Register the config that belongs to the weights.",
+        )
 
 
 def _class_refused(where: str, declared: str, family: Family, family_name: str) -> Refused:
-    return Refused("class-not-allowed", where, f"{declared[:120]!r} is not a class of the family {family_name}.",
-                   f"Allowed are {', '.join(family.classes)}.")
+    return Refused(
+        "class-not-allowed",
+        where,
+        f"{declared[:120]!r} is not a class of the family {family_name}.",
+        f"Allowed are {', '.join(family.classes)}.",
+    )
 
 
 def _file_refused(where: str, rule: str) -> Refused:
-    return Refused("file-not-allowed", where, rule,
-                   f"A model is one flat folder of safetensors weights with {', '.join(CONFIGS[:3])}.")
+    return Refused(
+        "file-not-allowed",
+        where,
+        rule,
+        f"A model is one flat folder of safetensors weights with {', '.join(CONFIGS[:3])}.",
+    )
 
 
 def _pickle_refused(where: str, rule: str) -> Refused:

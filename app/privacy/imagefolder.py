@@ -63,8 +63,13 @@ def read_imagefolder(
         images.append(_image(member, path, fingerprint, image_limits))
         encoded += len(images[-1].png)
         if encoded > image_limits.encoded_bytes:
-            raise Refused("images-too-large", field, f"Decoded and packed again the images take more than "
-                          f"{image_limits.encoded_bytes} bytes.", "Send fewer at a time.", 413)
+            raise Refused(
+                "images-too-large",
+                field,
+                f"Decoded and packed again the images take more than {image_limits.encoded_bytes} bytes.",
+                "Send fewer at a time.",
+                413,
+            )
     if not images:
         raise Refused("images-none", field, "The archive holds no image.", "Add PNG, JPEG or WEBP files.")
     return _labelled(images, rows, private, field)
@@ -73,8 +78,12 @@ def read_imagefolder(
 def _image(member: Member, path: PurePosixPath, fingerprint: Fingerprint, limits: ImageLimits) -> _Image:
     refuse_nested_name(member)
     if path.suffix.lower() not in SUFFIXES:
-        raise Refused("file-type", member.label, f"Only {', '.join(SUFFIXES)} and {', '.join(METADATA)} are read.",
-                      "Leave the file out.")
+        raise Refused(
+            "file-type",
+            member.label,
+            f"Only {', '.join(SUFFIXES)} and {', '.join(METADATA)} are read.",
+            "Leave the file out.",
+        )
     pixels = decode(member.read(), member.label, limits)
     return _Image(path, member.label, encode(pixels), fingerprint_of(pixels, fingerprint))
 
@@ -85,8 +94,13 @@ def _metadata(member: Member, path: PurePosixPath) -> Iterator[tuple[PurePosixPa
     for piece in member.pieces():
         content += piece
         if len(content) > METADATA_BYTES:
-            raise Refused("metadata-too-large", member.label, f"At most {METADATA_BYTES} bytes of metadata are read.",
-                          "Leave columns out.", 413)
+            raise Refused(
+                "metadata-too-large",
+                member.label,
+                f"At most {METADATA_BYTES} bytes of metadata are read.",
+                "Leave columns out.",
+                413,
+            )
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -109,8 +123,12 @@ def _json_lines(text: str, where: str) -> Iterator[tuple[int, dict[str, Any]]]:
         except (ValueError, RecursionError):
             row = None
         if not isinstance(row, dict):
-            raise Refused("metadata-format", f"{where} line {number}", "The line is not a JSON object.",
-                          "Write one object per line.")
+            raise Refused(
+                "metadata-format",
+                f"{where} line {number}",
+                "The line is not a JSON object.",
+                "Write one object per line.",
+            )
         yield number, row
 
 
@@ -120,8 +138,12 @@ def _csv_lines(text: str, where: str) -> Iterator[tuple[int, dict[str, Any]]]:
         for row in reader:
             yield reader.line_num, {key: value or None for key, value in row.items()}
     except csv.Error:
-        raise Refused("metadata-format", f"{where} line {reader.line_num}", "The line is not valid CSV.",
-                      "Save it as comma-separated values.") from None
+        raise Refused(
+            "metadata-format",
+            f"{where} line {reader.line_num}",
+            "The line is not valid CSV.",
+            "Save it as comma-separated values.",
+        ) from None
 
 
 def _name(value: object, where: str) -> str | None:
@@ -130,15 +152,23 @@ def _name(value: object, where: str) -> str | None:
         return None
     text = str(value)
     if isinstance(value, bool) or not isinstance(value, str | int) or not 0 < len(text) <= NAME_LENGTH:
-        raise Refused("metadata-format", where, "`label` and `id` must be integers or texts of at most "
-                      f"{NAME_LENGTH} characters.", "Correct the row.")
+        raise Refused(
+            "metadata-format",
+            where,
+            f"`label` and `id` must be integers or texts of at most {NAME_LENGTH} characters.",
+            "Correct the row.",
+        )
     return text
 
 
 def _labelled(images: list[_Image], rows: dict[PurePosixPath, _Row], private: bool, field: str) -> DecodedSet:
     for path in rows.keys() - {image.path for image in images}:
-        raise Refused("metadata-unmatched", rows[path].where, "The row names an image that the archive does not hold.",
-                      "Add the image or remove the row; `file_name` counts from the metadata file's folder.")
+        raise Refused(
+            "metadata-unmatched",
+            rows[path].where,
+            "The row names an image that the archive does not hold.",
+            "Add the image or remove the row; `file_name` counts from the metadata file's folder.",
+        )
     names = _label_names(images, rows, field)
     labels = _ordered(set(names))
     number = {name: index for index, name in enumerate(labels)}
@@ -148,8 +178,12 @@ def _labelled(images: list[_Image], rows: dict[PurePosixPath, _Row], private: bo
         own = row.sample_id if row and row.sample_id is not None else str(image.path.with_suffix(""))
         sample_id = str(ordinal) if private else own
         if sample_id in seen:
-            raise Refused("sample-duplicate", image.where, "Two images have the same id.",
-                          "Rename one: an id is `id` of the metadata, or the path without its ending.")
+            raise Refused(
+                "sample-duplicate",
+                image.where,
+                "Two images have the same id.",
+                "Rename one: an id is `id` of the metadata, or the path without its ending.",
+            )
         seen.add(sample_id)
         samples.append(Sample(sample_id, number[name], image.png, image.fingerprint))
     return DecodedSet(labels, samples)
@@ -170,14 +204,24 @@ def _label_names(images: list[_Image], rows: dict[PurePosixPath, _Row], field: s
             names.append(folders[-1])
             folders = folders[:-1]
         else:
-            raise Refused("label-missing", image.where, "The image has neither a class folder nor a metadata row.",
-                          "Put it into a folder named after its label, or add metadata.jsonl.")
+            raise Refused(
+                "label-missing",
+                image.where,
+                "The image has neither a class folder nor a metadata row.",
+                "Put it into a folder named after its label, or add metadata.jsonl.",
+            )
         splits |= {part for part in folders if part in SPLITS}
     if len(splits) > 1:
-        raise Refused("split-mixed", field, "The archive holds more than one split.", "Upload each split as a set of its own.")
+        raise Refused(
+            "split-mixed", field, "The archive holds more than one split.", "Upload each split as a set of its own."
+        )
     if not by_row and set(names) <= SPLITS:
-        raise Refused("label-missing", field, "The only folders are splits, so no image has a label.",
-                      "Add a folder per class below, or metadata.jsonl.")
+        raise Refused(
+            "label-missing",
+            field,
+            "The only folders are splits, so no image has a label.",
+            "Add a folder per class below, or metadata.jsonl.",
+        )
     return names
 
 

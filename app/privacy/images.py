@@ -22,8 +22,21 @@ from app.errors import Refused
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # no time in the archive: equal sets have equal bytes
-_UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError, struct.error,
-               OverflowError, RuntimeError, ZeroDivisionError, zlib.error)  # what decoders raise on damaged input
+_UNREADABLE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    EOFError,
+    struct.error,
+    OverflowError,
+    RuntimeError,
+    ZeroDivisionError,
+    zlib.error,
+)  # what decoders raise on damaged input
 
 Pixels = NDArray[np.uint8]
 Fingerprint = Callable[[bytes, tuple[int, ...]], str]
@@ -57,18 +70,30 @@ def decode(content: bytes, where: str, limits: ImageLimits = ImageLimits()) -> P
     try:
         with Image.open(BytesIO(content), formats=FORMATS) as image:
             if image.width * image.height > limits.pixels:
-                raise Refused("image-too-large", where, f"An image may have at most {limits.pixels} pixels.",
-                              "Send it smaller.", 413)
+                raise Refused(
+                    "image-too-large",
+                    where,
+                    f"An image may have at most {limits.pixels} pixels.",
+                    "Send it smaller.",
+                    413,
+                )
             if getattr(image, "n_frames", 1) > 1:
-                raise Refused("image-animated", where, "An image may have one frame only.", "Send the frames as images.")
+                raise Refused(
+                    "image-animated", where, "An image may have one frame only.", "Send the frames as images."
+                )
             return _plain(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise Refused("image-too-large", where, "The image declares too many pixels.", "Send it smaller.", 413) from None
+        raise Refused(
+            "image-too-large", where, "The image declares too many pixels.", "Send it smaller.", 413
+        ) from None
     except Image.UnidentifiedImageError:
-        raise Refused("image-format", where, f"Its content is not one of {', '.join(FORMATS)}.",
-                      "Convert it to PNG.") from None
+        raise Refused(
+            "image-format", where, f"Its content is not one of {', '.join(FORMATS)}.", "Convert it to PNG."
+        ) from None
     except _UNREADABLE:
-        raise Refused("image-damaged", where, "The image is damaged or cut off.", "Send it again, or leave it out.") from None
+        raise Refused(
+            "image-damaged", where, "The image is damaged or cut off.", "Send it again, or leave it out."
+        ) from None
 
 
 def encode(pixels: Pixels) -> bytes:

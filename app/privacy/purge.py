@@ -26,18 +26,20 @@ def after_job(store: Store, keyring: Keyring, blobs: LocalBlobs, job_id: str, se
         request = session.get_one(Request, job.request_id)
     if job.status not in ENDED:
         return
-    keyring.destroy(job.key_id)
-    if job.resume_blob:
-        blobs.delete(job.resume_blob)
+    _erase_resume_state(keyring, blobs, job)
     kept_for_retry = request.status in (requests.Status.FAILED, requests.Status.EVALUATION_FAILED)
     if not kept_for_retry or settings.failed_retention_days == 0:
         purge_request(store, keyring, blobs, request)
 
 
 def purge_request(store: Store, keyring: Keyring, blobs: LocalBlobs, request: Request) -> None:
-    """Erase the sealed set that the request adopted. A registered set that it only pointed into stays."""
+    """Erase the sealed set that the request adopted, and what is left of its jobs' resume state. A registered set that
+    it only pointed into stays."""
     with store.read() as session:
+        work = jobs.of_request(session, request.id)
         dataset = session.get(Dataset, request.forget_dataset_id) if request.forget_dataset_id else None
+    for job in work:
+        _erase_resume_state(keyring, blobs, job)
     if dataset is not None and dataset.sealed and dataset.purged_at is None:
         purge_dataset(store, keyring, blobs, dataset, "the request ended")
     with store.write() as session:
@@ -51,3 +53,9 @@ def purge_dataset(store: Store, keyring: Keyring, blobs: LocalBlobs, dataset: Da
     blobs.delete(dataset.index_blob)
     with store.write() as session:
         datasets.purge(session, session.get_one(Dataset, dataset.id), "system", why)
+
+
+def _erase_resume_state(keyring: Keyring, blobs: LocalBlobs, job: jobs.Job) -> None:
+    keyring.destroy(job.key_id)
+    if job.resume_blob:
+        blobs.delete(job.resume_blob)

@@ -36,28 +36,35 @@ def read_index(dataset: Dataset, keyring: Keyring, blobs: Blobs) -> dict[str, An
 
 def read_wish(request: Request, keyring: Keyring) -> dict[str, Any]:
     """What a request names: concept, ids and label. Raises KeyGone when its key was destroyed."""
-    what: dict[str, Any] = json.loads(unseal(keyring.key(request.key_id), request.sealed, f"request/{request.id}".encode()))
+    what: dict[str, Any] = json.loads(
+        unseal(keyring.key(request.key_id), request.sealed, f"request/{request.id}".encode())
+    )
     return what
 
 
 def select(
-    source: dict[str, Any], retain: dict[str, Any], what: dict[str, Any], tombstones: set[str]
+    source: dict[str, Any], retain: dict[str, Any], what: dict[str, Any], tombstones: set[str], model_labels: list[str]
 ) -> Selection:
-    """`source` and `retain` are dataset indexes; `what` is the unsealed request: ids, label, or neither (all)."""
+    """`source` and `retain` are dataset indexes; `what` is the unsealed request: ids, label, or neither (all).
+
+    Sets may call a label by the model's name for it or by its number, so labels are compared as the model's numbers.
+    """
     samples = source["samples"]
     forget = list(range(len(samples)))
+    wanted: int | None = None
     if what.get("ids") is not None:
         forget = _by_id(samples, what["ids"])
     elif what.get("label") is not None:
-        number = label_number(source["labels"], what["label"])
-        forget = [at for at in forget if samples[at]["label"] == number]
+        (wanted,) = label_map([what["label"]], model_labels, "forget.class_label", secret=True)
+        numbers = label_map(source["labels"], model_labels, "forget.dataset", secret=True)
+        forget = [at for at in forget if numbers[samples[at]["label"]] == wanted]
     fingerprints = {samples[at]["fingerprint"] for at in forget}
     gone = fingerprints | tombstones
-    label = what.get("label")
+    kept_numbers = label_map(retain["labels"], model_labels, "retain")
     kept = [
         at
         for at, sample in enumerate(retain["samples"])
-        if sample["fingerprint"] not in gone and (label is None or retain["labels"][sample["label"]] != label)
+        if sample["fingerprint"] not in gone and kept_numbers[sample["label"]] != wanted
     ]
     return Selection(forget, kept, fingerprints)
 
@@ -65,7 +72,9 @@ def select(
 def check(selection: Selection) -> None:
     """Refuse an empty forget set and one that leaves nothing to keep."""
     if not selection.forget:
-        raise Refused("empty-forget-set", "forget", "It selects no sample.", "Name samples or a label that the set has.")
+        raise Refused(
+            "empty-forget-set", "forget", "It selects no sample.", "Name samples or a label that the set has."
+        )
     if not selection.retain:
         raise Refused(
             "nothing-retained",
@@ -73,12 +82,6 @@ def check(selection: Selection) -> None:
             "It covers the whole retain set, so nothing would be left to keep.",
             "Name fewer samples, or register a larger retain set.",
         )
-
-
-def label_number(labels: list[str], label: str) -> int:
-    if label not in labels:
-        raise Refused("unknown-label", "forget.class_label", "The model has no such label.", "See GET /v1/models/{name}.")
-    return labels.index(label)
 
 
 def label_map(labels: list[str], model_labels: list[str], field: str, secret: bool = False) -> list[int]:
@@ -105,6 +108,9 @@ def _by_id(samples: list[dict[str, Any]], ids: list[str]) -> list[int]:
     unknown = sum(1 for sample_id in ids if sample_id not in position)
     if unknown:
         raise Refused(
-            "unknown-samples", "forget.samples", f"{unknown} of {len(ids)} ids are not in the set.", "See its sample list."
+            "unknown-samples",
+            "forget.samples",
+            f"{unknown} of {len(ids)} ids are not in the set.",
+            "See its sample list.",
         )
     return sorted({position[sample_id] for sample_id in ids})

@@ -70,7 +70,9 @@ def _unet2d(config: Mapping[str, Any]) -> Anchors:
     if classes < 3:
         raise _refused("num_class_embeds", "must be at least 3: two labels, and the null class")
     if channels not in (1, 3) or _number(config, "out_channels", 3) != channels:
-        raise _refused("in_channels", "must be 1 or 3, with as many out_channels: the network predicts an image's noise")
+        raise _refused(
+            "in_channels", "must be 1 or 3, with as many out_channels: the network predicts an image's noise"
+        )
     result = Anchors(classes - 1, (channels, *_size(config, "sample_size")))
     result.shapes = {
         "conv_in.weight": (widths[0], channels, 3, 3),
@@ -81,8 +83,12 @@ def _unet2d(config: Mapping[str, Any]) -> Anchors:
         "conv_out.weight": (channels, widths[0], 3, 3),
         "mid_block.resnets.0.conv1.weight": (widths[-1], widths[-1], 3, 3),
     }  # fmt: skip
-    result.blocks = {"down_blocks": len(widths), "up_blocks": len(widths), "mid_block.resnets": 2,
-                     "mid_block.attentions": 1 if config.get("add_attention", True) else 0}
+    result.blocks = {
+        "down_blocks": len(widths),
+        "up_blocks": len(widths),
+        "mid_block.resnets": 2,
+        "mid_block.attentions": 1 if config.get("add_attention", True) else 0,
+    }
     _down_blocks(result, widths, downs, layers)
     _up_blocks(result, widths[::-1], ups, layers + 1)
     return result
@@ -121,7 +127,9 @@ def _dit(config: Mapping[str, Any]) -> Anchors:
     if classes < 2:
         raise _refused("num_embeds_ada_norm", "must be at least 2")
     if channels not in (1, 3) or output not in (channels, 2 * channels):
-        raise _refused("in_channels", "must be 1 or 3, with as many out_channels or twice as many: latents are not images")
+        raise _refused(
+            "in_channels", "must be 1 or 3, with as many out_channels or twice as many: latents are not images"
+        )
     result = Anchors(classes, (channels, *_size(config, "sample_size")))
     result.shapes = {
         "pos_embed.proj.weight": (width, channels, patch, patch),
@@ -194,7 +202,9 @@ def _resnet(config: Mapping[str, Any], preprocessor: Mapping[str, Any], labels: 
 
 
 def _any_classifier(config: Mapping[str, Any], preprocessor: Mapping[str, Any], labels: int) -> Anchors:
-    return Anchors(labels, (_number(config, "num_channels", 3), *_input_size(config, preprocessor)), classifier_rows=True)
+    return Anchors(
+        labels, (_number(config, "num_channels", 3), *_input_size(config, preprocessor)), classifier_rows=True
+    )
 
 
 _DIFFUSION: dict[str, Callable[[Mapping[str, Any]], Anchors]] = {
@@ -218,7 +228,11 @@ def _number(config: Mapping[str, Any], key: str, default: int, most: int = _MOST
 
 def _numbers(config: Mapping[str, Any], key: str, default: list[int], most: int = _MOST) -> list[int]:
     values = config.get(key, default)
-    if not isinstance(values, list) or not 0 < len(values) <= 64 or any(type(v) is not int or not 0 < v <= most for v in values):
+    if (
+        not isinstance(values, list)
+        or not 0 < len(values) <= 64
+        or any(type(v) is not int or not 0 < v <= most for v in values)
+    ):
         raise _refused(key, f"must be a list of 1 to 64 natural numbers of at most {most}")
     return values
 
@@ -244,4 +258,6 @@ def _input_size(config: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> t
 
 
 def _refused(key: str, rule: str) -> Refused:
-    return Refused("config-value", f"config.json: {key}", f"`{key}` {rule}.", "Register the config that belongs to the weights.")
+    return Refused(
+        "config-value", f"config.json: {key}", f"`{key}` {rule}.", "Register the config that belongs to the weights."
+    )

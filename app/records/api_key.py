@@ -90,7 +90,10 @@ def revoke(session: Session, key: ApiKey, actor: str) -> None:
 
 
 def any_admin(session: Session) -> bool:
-    return session.scalar(select(ApiKey.id).where(ApiKey.role == "admin", ApiKey.revoked_at.is_(None)).limit(1)) is not None
+    return (
+        session.scalar(select(ApiKey.id).where(ApiKey.role == "admin", ApiKey.revoked_at.is_(None)).limit(1))
+        is not None
+    )
 
 
 def every(session: Session) -> list[ApiKey]:

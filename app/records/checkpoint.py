@@ -83,6 +83,12 @@ def of_request(session: Session, request_id: str) -> list[Checkpoint]:
     return list(session.scalars(query))
 
 
+def numbers_of_requests(session: Session, request_ids: list[str]) -> dict[str, int]:
+    """The newest version's number for each request that made one."""
+    query = select(Checkpoint.request_id, func.max(Checkpoint.number)).where(Checkpoint.request_id.in_(request_ids))
+    return {str(request_id): number for request_id, number in session.execute(query.group_by(Checkpoint.request_id))}
+
+
 def uses_blob(session: Session, blob: str) -> bool:
     named = (Checkpoint.pack == blob) | (Checkpoint.manifest == blob)
     return session.scalar(select(Checkpoint.id).where(named).limit(1)) is not None

@@ -8,7 +8,7 @@ from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from app.records import history
 from app.records.base import Record, changed, now
-from app.records.request import Request, Status
+from app.records.request import TERMINAL, Request, Status
 
 
 class Role(StrEnum):
@@ -16,6 +16,9 @@ class Role(StrEnum):
     RETAIN = "retain"
     TRAIN = "train"
     TEST = "test"
+
+
+WITHDRAWN = "withdrawn"  # in adopted_by: its owner is deleting it
 
 
 class Dataset(Record):
@@ -53,7 +56,11 @@ def add(session: Session, dataset: Dataset) -> None:
     dataset.created_at = session.scalar(select(now())) or 0.0
     session.add(dataset)
     history.write(
-        session, dataset.created_by, "dataset.uploaded", dataset.id, details={"role": dataset.role, "count": dataset.count}
+        session,
+        dataset.created_by,
+        "dataset.uploaded",
+        dataset.id,
+        details={"role": dataset.role, "count": dataset.count},
     )
 
 
@@ -79,6 +86,13 @@ def adopt(session: Session, dataset: Dataset, request_id: str) -> bool:
     return changed(session, free.values(adopted_by=request_id))
 
 
+def withdraw(session: Session, dataset: Dataset) -> bool:
+    """Make a set that is about to be erased unfit for adoption; false when a request that has not ended has it."""
+    ended = select(Request.id).where(Request.id == Dataset.adopted_by, Request.status.in_(TERMINAL)).exists()
+    free = update(Dataset).where(Dataset.id == dataset.id, Dataset.adopted_by.is_(None) | ended)
+    return changed(session, free.values(adopted_by=WITHDRAWN))
+
+
 def used_by_request(session: Session, dataset_id: str) -> bool:
     """Whether a request that has not ended forgets from this set."""
     active = (Request.forget_dataset_id == dataset_id) & Request.status.in_([Status.QUEUED, Status.RUNNING])
@@ -102,4 +116,5 @@ def purge(session: Session, dataset: Dataset, actor: str, why: str) -> None:
     """Record that the set is gone. The caller has destroyed its key already."""
     dataset.purged_at = session.scalar(select(now()))
     dataset.name = None
-    history.write(session, actor, "dataset.purged", dataset.id, dataset.adopted_by, {"why": why})
+    request_id = dataset.adopted_by if dataset.adopted_by != WITHDRAWN else None
+    history.write(session, actor, "dataset.purged", dataset.id, request_id, {"why": why})

@@ -195,7 +195,12 @@ def ask_to_cancel(session: Session, job_id: str, actor: str) -> Job:
 
 
 def of_request(session: Session, request_id: str) -> list[Job]:
-    return list(session.scalars(select(Job).where(Job.request_id == request_id).order_by(Job.id)))
+    return of_requests(session, [request_id])
+
+
+def of_requests(session: Session, request_ids: list[str]) -> list[Job]:
+    """Jobs of several requests, oldest first."""
+    return list(session.scalars(select(Job).where(Job.request_id.in_(request_ids)).order_by(Job.id)))
 
 
 def unrung(session: Session, older_than_seconds: float) -> bool:
@@ -204,7 +209,13 @@ def unrung(session: Session, older_than_seconds: float) -> bool:
 
 
 def _finish(
-    session: Session, job_id: str, token: int, worker: str, status: Status, error: dict[str, Any] | None, details: dict[str, Any]
+    session: Session,
+    job_id: str,
+    token: int,
+    worker: str,
+    status: Status,
+    error: dict[str, Any] | None,
+    details: dict[str, Any],
 ) -> Job:
     job = write_as_holder(
         session, job_id, token, status=status, error=error, finished_at=now(), lease_expires_at=None, stage=None

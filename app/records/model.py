@@ -43,6 +43,10 @@ def page(session: Session, *, after: str | None, limit: int) -> list[Model]:
     return list(session.scalars(query.where(Model.id < after) if after is not None else query))
 
 
+def names(session: Session, ids: set[str]) -> dict[str, str]:
+    return {row.id: row.name for row in session.execute(select(Model.id, Model.name).where(Model.id.in_(ids)))}
+
+
 def uses_dataset(session: Session, dataset_id: str) -> bool:
     columns = (Model.train_id, Model.retain_id, Model.test_id)
     return any(session.scalar(select(Model.id).where(column == dataset_id).limit(1)) for column in columns)

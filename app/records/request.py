@@ -40,7 +40,10 @@ MOVES: dict[Status, tuple[Status, ...]] = {
 
 class Request(Record):
     __tablename__ = "requests"
-    __table_args__ = (Index("ix_requests_created_by_id", "created_by", "id"), Index("ix_requests_status_id", "status", "id"))
+    __table_args__ = (
+        Index("ix_requests_created_by_id", "created_by", "id"),
+        Index("ix_requests_status_id", "status", "id"),
+    )
 
     id: Mapped[str] = mapped_column(primary_key=True)
     external_id: Mapped[str | None] = mapped_column(index=True)
@@ -110,5 +113,7 @@ def page(
 def past_retention(session: Session, failed_seconds: float) -> list[Request]:
     """Ended requests whose forget set must go now: at once, or after `failed_seconds` where a retry is possible."""
     at_once = Request.status.in_([Status.COMPLETED, Status.CANCELLED])
-    kept = Request.status.in_([Status.FAILED, Status.EVALUATION_FAILED]) & (Request.finished_at < now() - failed_seconds)
+    kept = Request.status.in_([Status.FAILED, Status.EVALUATION_FAILED]) & (
+        Request.finished_at < now() - failed_seconds
+    )
     return list(session.scalars(select(Request).where(Request.purged_at.is_(None), at_once | kept).limit(500)))

@@ -70,7 +70,11 @@ def test_every_command_that_answers_has_json() -> None:
 
     commands = walk(cli.main)
     assert {"models register", "request", "watch", "pull", "requests", "report", "catalog"} <= commands.keys()
-    lacking = {name for name, command in commands.items() if not any("--json" in parameter.opts for parameter in command.params)}
+    lacking = {
+        name
+        for name, command in commands.items()
+        if not any("--json" in parameter.opts for parameter in command.params)
+    }
     assert lacking == running
     assert all(command.help for command in commands.values())
 
@@ -102,7 +106,11 @@ def test_from_upload_to_request_and_back(world: World, tmp_path: Path) -> None:
     made = answer("request", "cli", "--sample", "0/0", "--sample", "1/2", "--concept", "two", "--set", "mask_fraction=0.25",
                   "--set", "optimizer=adam", "--set", "soft=true", "--seed", "3", "--external-id", "case-1")  # fmt: skip
     assert (made["status"], made["forget_count"], made["seed"], made["external_id"]) == ("queued", 2, 3, "case-1")
-    assert (made["recipe"]["mask_fraction"], made["recipe"]["optimizer"], made["recipe"]["soft"]) == (0.25, "adam", True)
+    assert (made["recipe"]["mask_fraction"], made["recipe"]["optimizer"], made["recipe"]["soft"]) == (
+        0.25,
+        "adam",
+        True,
+    )
     assert [each["id"] for each in answer("requests", "--model", "cli", "--status", "queued")] == [made["id"]]
     shown = lethe("requests", "--model", "cli").stdout
     assert made["id"] in shown and "queued" in shown
@@ -138,7 +146,9 @@ def test_a_damaged_partial_file_is_one_line_and_status_one(world: World, tmp_pat
 def test_refusals_are_one_line_or_a_problem_document(world: World) -> None:
     result = lethe("request", "absent", "--class-label", "1", status=1)
     assert result.stderr.startswith("Not found: ") and result.stdout == ""
-    document = json.loads(lethe("request", "digits", "--class-label", "1", "--method", "wishing", "--json", status=1).stderr)
+    document = json.loads(
+        lethe("request", "digits", "--class-label", "1", "--method", "wishing", "--json", status=1).stderr
+    )
     assert document["type"] == "urn:lethe:problem:unknown-method" and document["errors"][0]["field"] == "method"
     document = json.loads(lethe("models", "list", "--json").stdout)
     assert isinstance(document, list)
@@ -153,9 +163,18 @@ def test_a_server_that_is_away_is_one_line(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_report_is_shown_as_a_table(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     rule = {"rule": "at_least", "value": 95.0}
-    figure = {"name": "unlearning_accuracy", "title": "Unlearning accuracy", "before": 1.0, "value": 97.5, "target": None, "n": 40}
+    figure = {
+        "name": "unlearning_accuracy",
+        "title": "Unlearning accuracy",
+        "before": 1.0,
+        "value": 97.5,
+        "target": None,
+        "n": 40,
+    }
     rows = [{**figure, "threshold": rule, "passed": True}, {**figure, "value": None, "threshold": rule, "passed": False},
-            {**figure, "threshold": None, "passed": None}]  # fmt: skip
+            {**figure, "name": "fid[judge]", "threshold": None, "passed": None}]  # fmt: skip
     cli.show_report(cli.Console(width=200), {"figures": rows, "verdict": "failed"})
     shown = capsys.readouterr().out
-    assert "97.50" in shown and "at least 95" in shown and "NO" in shown and "verdict: failed" in shown
+    assert (
+        "97.50" in shown and "≥ 95" in shown and "NO" in shown and "fid[judge]" in shown and "verdict: failed" in shown
+    )

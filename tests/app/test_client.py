@@ -97,7 +97,9 @@ def test_waiting_hands_over_each_event_once_and_ends_with_the_request(lethe: Let
             other.deadline = -1.0
     events: list[int] = []
     done: list[dict[str, object]] = []
-    waiter = threading.Thread(target=lambda: done.append(lethe.wait(made["id"], lambda event: events.append(event["seq"]), poll=0.02)))
+    waiter = threading.Thread(
+        target=lambda: done.append(lethe.wait(made["id"], lambda event: events.append(event["seq"]), poll=0.02))
+    )
     waiter.start()
     with world.lethe.store.write() as session:
         job = jobs.claim(session, "worker:test", 60.0)
@@ -115,7 +117,10 @@ def test_waiting_hands_over_each_event_once_and_ends_with_the_request(lethe: Let
 def test_a_pull_is_byte_for_byte_what_was_saved(lethe: Lethe, world: World, tmp_path: Path) -> None:
     number, directory = add_version(world, tmp_path)
     told: list[tuple[int, int]] = []
-    assert lethe.pull("digits", number, tmp_path / "pulled", on_bytes=lambda done, total: told.append((done, total))) == tmp_path / "pulled"
+    assert (
+        lethe.pull("digits", number, tmp_path / "pulled", on_bytes=lambda done, total: told.append((done, total)))
+        == tmp_path / "pulled"
+    )
     assert contents(tmp_path / "pulled") == contents(directory)
     size = sum(len(content) for content in contents(directory).values())
     assert told[-1] == (size, size) and told == sorted(told)
@@ -129,14 +134,20 @@ def test_a_partial_file_is_resumed(lethe: Lethe, world: World, tmp_path: Path, h
     partial = {"all": whole, "more": whole + b"x"}.get(str(have)) or whole[: int(have)]
     (tmp_path / "model.safetensors.part").write_bytes(partial)
     asked: list[str] = []
-    lethe.http.event_hooks["request"].append(lambda request: asked.append(f"{request.url.path.rpartition('/')[2]} {request.headers.get('range')}"))
+    lethe.http.event_hooks["request"].append(
+        lambda request: asked.append(f"{request.url.path.rpartition('/')[2]} {request.headers.get('range')}")
+    )
     lethe.pull("digits", 1, tmp_path)
     assert contents(tmp_path) == contents(world.directory)
     expected = {1: "bytes=1-", 1000: "bytes=1000-", "more": "None"}.get(have)
-    assert [each for each in asked if each.startswith("model.safetensors")] == ([f"model.safetensors {expected}"] if expected else [])
+    assert [each for each in asked if each.startswith("model.safetensors")] == (
+        [f"model.safetensors {expected}"] if expected else []
+    )
 
 
-def test_a_whole_file_is_not_fetched_again_and_an_old_one_is_replaced(lethe: Lethe, world: World, tmp_path: Path) -> None:
+def test_a_whole_file_is_not_fetched_again_and_an_old_one_is_replaced(
+    lethe: Lethe, world: World, tmp_path: Path
+) -> None:
     lethe.pull("digits", 1, tmp_path)
     (tmp_path / "config.json").write_bytes(b"old")
     asked: list[str] = []
@@ -172,7 +183,10 @@ def test_a_store_that_breaks_in_the_middle_cuts_the_connection(lethe: Lethe, wor
     with pytest.raises(httpx.TransportError):
         lethe.pull("broken", 1, tmp_path / "pulled")
     assert not (tmp_path / "pulled" / "model.safetensors").exists()
-    with pytest.raises(httpx.TransportError), lethe.http.stream("GET", "/v1/models/broken/checkpoints/1/archive") as response:
+    with (
+        pytest.raises(httpx.TransportError),
+        lethe.http.stream("GET", "/v1/models/broken/checkpoints/1/archive") as response,
+    ):
         response.read()
     assert lethe.call("GET", "/healthz") == {"status": "ok"}
 

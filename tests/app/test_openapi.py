@@ -84,7 +84,14 @@ def test_every_reference_resolves(document: dict[str, Any]) -> None:
 
 
 def test_pages_name_what_they_hold(operations: Operations, document: dict[str, Any]) -> None:
-    for path in ("/v1/datasets", "/v1/models", "/v1/requests", "/v1/history", "/v1/jobs/{job_id}/events", "/v1/datasets/{name}/samples"):
+    for path in (
+        "/v1/datasets",
+        "/v1/models",
+        "/v1/requests",
+        "/v1/history",
+        "/v1/jobs/{job_id}/events",
+        "/v1/datasets/{name}/samples",
+    ):
         schema = document["paths"][path]["get"]["responses"]["200"]["content"]["application/json"]["schema"]
         page = document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
         assert "$ref" in page["properties"]["data"]["items"], path

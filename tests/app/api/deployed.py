@@ -49,7 +49,9 @@ def build(lethe: Deployment, folder: Path) -> World:
     return world
 
 
-def upload_set(client: TestClient, role: str, name: str | None = None, body: bytes | None = None, **options: Any) -> Response:
+def upload_set(
+    client: TestClient, role: str, name: str | None = None, body: bytes | None = None, **options: Any
+) -> Response:
     params = {"role": role} | ({"name": name} if name else {})
     content = pictures.imagefolder(seed=next(_numbers)) if body is None else body
     return client.post("/v1/datasets", params=params, content=content, **{"headers": ZIP, **options})
@@ -98,7 +100,9 @@ def asked(client: TestClient, **body: Any) -> dict[str, Any]:
     return document
 
 
-def add_version(world: World, folder: Path, status: Status = Status.RELEASED, supersede: bool = False) -> tuple[int, Path]:
+def add_version(
+    world: World, folder: Path, status: Status = Status.RELEASED, supersede: bool = False
+) -> tuple[int, Path]:
     """Another version of `digits`, stored as a worker stores it. Its number, and the directory that was packed."""
     number = next(_numbers)
     directory, pack = tiny.write("vit", folder / str(number), seed=number), folder / f"{number}.pack"
@@ -145,7 +149,10 @@ def refused(answer: Response, status: int, code: str | None = None, field: str |
 def stored(lethe: Deployment) -> tuple[dict[str, int], dict[str, int]]:
     """Everything that is kept: rows per table; blobs, keys, scratch and bell by size."""
     with lethe.store.read() as session:
-        rows = {table.name: session.scalar(select(func.count()).select_from(table)) or 0 for table in Record.metadata.sorted_tables}
+        rows = {
+            table.name: session.scalar(select(func.count()).select_from(table)) or 0
+            for table in Record.metadata.sorted_tables
+        }
     data = lethe.settings.data
     files = {path.relative_to(data).as_posix(): path.stat().st_size for path in data.rglob("*") if path.is_file()}
     return rows, {name: size for name, size in files.items() if not name.startswith("lethe.db")}

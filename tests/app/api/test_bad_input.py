@@ -93,17 +93,32 @@ def test_archives(world: World, case: str, role: str) -> None:
 
 
 def test_more_than_a_limit_is_too_large_whatever_the_header_says(world: World) -> None:
-    settings = world.lethe.settings.model_copy(update={"max_upload_bytes": 2000, "max_forget_bytes": 1000, "max_entries": 3, "max_pixels": 63})
+    settings = world.lethe.settings.model_copy(
+        update={"max_upload_bytes": 2000, "max_forget_bytes": 1000, "max_entries": 3, "max_pixels": 63}
+    )
     client = TestClient(create_app(replace(world.lethe, settings=settings)), headers=dict(world.admin.headers))
     before = stored(world.lethe)
     for role, size in (("train", 2001), ("forget", 1001)):
         name = None if role == "forget" else "big"
         refused(upload_set(client, role, name, bytes(size)), 413, "too-large", "body")
         pieces = (bytes(100) for _ in range(size // 100 + 1))
-        refused(client.post("/v1/datasets", params={"role": role} | ({"name": name} if name else {}), content=pieces, headers=ZIP), 413, "too-large", "body")
+        refused(
+            client.post(
+                "/v1/datasets", params={"role": role} | ({"name": name} if name else {}), content=pieces, headers=ZIP
+            ),
+            413,
+            "too-large",
+            "body",
+        )
     refused(client.post("/v1/uploads", content=bytes(2001), headers=ZIP), 413, "too-large", "body")
-    refused(client.post("/v1/uploads", content=b"", headers=ZIP | {"Content-Length": "9" * 30}), 413, "too-large", "body")
-    refused(upload_set(client, "train", "big", zipped({f"0/{at}.png": b"" for at in range(4)})), 413, "archive-too-many-entries")
+    refused(
+        client.post("/v1/uploads", content=b"", headers=ZIP | {"Content-Length": "9" * 30}), 413, "too-large", "body"
+    )
+    refused(
+        upload_set(client, "train", "big", zipped({f"0/{at}.png": b"" for at in range(4)})),
+        413,
+        "archive-too-many-entries",
+    )
     refused(upload_set(client, "train", "big", zipped({"0/a.png": pictures.png(1)})), 413, "image-too-large")
     assert stored(world.lethe) == before
 
@@ -172,12 +187,27 @@ def test_a_model_archive_with_a_link_or_a_bomb(world: World) -> None:
 RULE = {"metric": "retain_accuracy", "rule": "at_least", "value": 90}
 REGISTRATIONS: dict[str, tuple[dict[str, Any], str, str, str]] = {
     "family": ({"family": "text_to_speech"}, "unknown-family", "family", "image_classifier, class_diffusion"),
-    "family of another library": ({"family": "class_diffusion"}, "class-not-allowed", "config.json: _class_name", "UNet2DModel"),
+    "family of another library": (
+        {"family": "class_diffusion"},
+        "class-not-allowed",
+        "config.json: _class_name",
+        "UNet2DModel",
+    ),
     "data set": ({"retain": "nothing-here"}, "unknown-dataset", "retain", "Upload"),
     "labels the model has not": ({"train": "five"}, "unknown-label", "train", "4 labels"),
     "judge": ({"judge": "nobody"}, "unknown-judge", "judge", "image_classifier"),
-    "metric": ({"policy": {"samples": [RULE | {"metric": "beauty"}]}}, "unknown-metric", "policy.samples[0].metric", "retain_accuracy"),
-    "metric of another family": ({"policy": {"samples": [RULE, RULE | {"metric": "fid"}]}}, "unknown-metric", "policy.samples[1].metric", "retain_accuracy"),
+    "metric": (
+        {"policy": {"samples": [RULE | {"metric": "beauty"}]}},
+        "unknown-metric",
+        "policy.samples[0].metric",
+        "retain_accuracy",
+    ),
+    "metric of another family": (
+        {"policy": {"samples": [RULE, RULE | {"metric": "fid"}]}},
+        "unknown-metric",
+        "policy.samples[1].metric",
+        "retain_accuracy",
+    ),
     "kind of forgetting": ({"policy": {"style": [RULE]}}, "unknown-kind", "policy.style", "class_label, samples"),
     "setting": ({"evaluation": {"sampling_steps": 3}}, "unknown-parameter", "evaluation.sampling_steps", "none"),
 }
@@ -200,7 +230,15 @@ def test_registrations(world: World, five: None, case: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "rule", [RULE | {"value": True}, RULE | {"value": "90"}, RULE | {"rule": "about"}, RULE | {"more": 1}, {"metric": "fid"}, 7]
+    "rule",
+    [
+        RULE | {"value": True},
+        RULE | {"value": "90"},
+        RULE | {"rule": "about"},
+        RULE | {"more": 1},
+        {"metric": "fid"},
+        7,
+    ],
 )
 def test_thresholds_of_the_wrong_form(world: World, rule: Any) -> None:
     before = stored(world.lethe)
@@ -213,9 +251,13 @@ def test_thresholds_of_the_wrong_form(world: World, rule: Any) -> None:
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e999"])
 def test_a_threshold_is_finite(world: World, value: str) -> None:
     rule = f'{{"metric": "retain_accuracy", "rule": "at_least", "value": {value}}}'
-    body = f'{{"name": "bad", "family": "image_classifier", "source": {{"path": "/"}}, "policy": {{"samples": [{rule}]}}}}'
+    body = (
+        f'{{"name": "bad", "family": "image_classifier", "source": {{"path": "/"}}, "policy": {{"samples": [{rule}]}}}}'
+    )
     before = stored(world.lethe)
-    refused(world.admin.post("/v1/models", content=body, headers={"Content-Type": "application/json"}), 422, "invalid-input")
+    refused(
+        world.admin.post("/v1/models", content=body, headers={"Content-Type": "application/json"}), 422, "invalid-input"
+    )
     assert stored(world.lethe) == before
 
 
@@ -257,7 +299,13 @@ REQUESTS: dict[str, tuple[dict[str, Any], int, str, str, str]] = {
     "method": ({"method": "wishing"}, 422, "unknown-method", "method", "salun"),
     "label": ({"forget": {"class_label": "9"}}, 422, "unknown-label", "forget.class_label", "GET /v1/models"),
     "samples": ({"forget": {"samples": ["0/0", "nobody"]}}, 422, "unknown-samples", "forget.samples", "1 of 2"),
-    "whole set that is not to be forgotten": ({"forget": {"dataset": "train-set"}}, 422, "not-a-forget-set", "forget.dataset", "role=forget"),
+    "whole set that is not to be forgotten": (
+        {"forget": {"dataset": "train-set"}},
+        422,
+        "not-a-forget-set",
+        "forget.dataset",
+        "role=forget",
+    ),
     "reference": ({"reference": "nobody"}, 422, "unknown-reference", "reference", "same family"),
     "reference to itself": ({"reference": "digits"}, 422, "unknown-reference", "reference", "another"),
     "two ways": ({"forget": {"class_label": "1", "samples": ["0/0"]}}, 422, "invalid-input", "body.forget", "not both"),
@@ -285,7 +333,9 @@ def test_requests(world: World, case: str) -> None:
     assert stored(world.lethe) == before
 
 
-def test_a_combination_that_does_not_exist_names_what_is_possible(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_combination_that_does_not_exist_names_what_is_possible(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     narrow = replace(catalog.METHODS["salun"], families=("class_diffusion",))
     monkeypatch.setattr(catalog, "METHODS", {**catalog.METHODS, "salun": narrow})
     before = stored(world.lethe)
@@ -362,7 +412,9 @@ def test_a_body_in_memory_has_a_limit(world: World, monkeypatch: pytest.MonkeyPa
     before = stored(world.lethe)
     headers = {"Content-Type": "application/json"}
     refused(world.requester.post("/v1/requests", content=b" " * 1001, headers=headers), 413, "too-large")
-    refused(world.requester.post("/v1/requests", content=(b" " * 100 for _ in range(11)), headers=headers), 413, "too-large")
+    refused(
+        world.requester.post("/v1/requests", content=(b" " * 100 for _ in range(11)), headers=headers), 413, "too-large"
+    )
     assert stored(world.lethe) == before
 
 

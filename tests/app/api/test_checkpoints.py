@@ -90,7 +90,10 @@ def test_a_range_beyond_the_file(world: World) -> None:
 def test_consecutive_ranges_join_to_the_whole_file(world: World) -> None:
     content = (world.directory / FILE).read_bytes()
     url, spans = f"{BASE}/1/files/{FILE}", range(0, len(content), 1000)
-    assert b"".join(world.requester.get(url, headers={"Range": f"bytes={at}-{at + 999}"}).content for at in spans) == content
+    assert (
+        b"".join(world.requester.get(url, headers={"Range": f"bytes={at}-{at + 999}"}).content for at in spans)
+        == content
+    )
 
 
 def test_conditions_on_the_etag(world: World) -> None:
@@ -128,11 +131,15 @@ def test_the_archive_opens_with_plain_from_pretrained(world: World, tmp_path: Pa
         path.name: path.read_bytes() for path in directory.iterdir()
     }
     pulled, saved = (ViTForImageClassification.from_pretrained(folder) for folder in (tmp_path / "pulled", directory))
-    assert all(torch.equal(a, b) for a, b in zip(pulled.state_dict().values(), saved.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(pulled.state_dict().values(), saved.state_dict().values(), strict=True)
+    )
 
 
 @pytest.mark.parametrize("status", [Status.QUARANTINED, Status.SUPERSEDED])
-def test_versions_that_are_not_released_need_scope_and_reason_and_leave_a_trace(world: World, tmp_path: Path, status: Status) -> None:
+def test_versions_that_are_not_released_need_scope_and_reason_and_leave_a_trace(
+    world: World, tmp_path: Path, status: Status
+) -> None:
     number, directory = add_version(world, tmp_path, status)
     version = world.admin.get(f"{BASE}/{number}").json()
     assert version["status"] == status and world.admin.get(f"{BASE}/head").json()["number"] != number
@@ -143,9 +150,16 @@ def test_versions_that_are_not_released_need_scope_and_reason_and_leave_a_trace(
         assert stored(world.lethe) == before
         answer = world.admin.get(url, params={"reason": "audit 7"})
         assert answer.status_code == 200
-        entries = world.admin.get("/v1/history", params={"action": "checkpoint.downloaded", "resource": version["id"]}).json()["data"]
-        assert entries[-1]["details"] == {"status": status, "reason": "audit 7"} and entries[-1]["actor"].startswith("key:")
-    assert world.admin.get(f"{BASE}/{number}/files/{FILE}", params={"reason": "x"}).content == (directory / FILE).read_bytes()
+        entries = world.admin.get(
+            "/v1/history", params={"action": "checkpoint.downloaded", "resource": version["id"]}
+        ).json()["data"]
+        assert entries[-1]["details"] == {"status": status, "reason": "audit 7"} and entries[-1]["actor"].startswith(
+            "key:"
+        )
+    assert (
+        world.admin.get(f"{BASE}/{number}/files/{FILE}", params={"reason": "x"}).content
+        == (directory / FILE).read_bytes()
+    )
 
 
 def test_asking_without_getting_bytes_leaves_no_download_in_the_history(world: World, tmp_path: Path) -> None:

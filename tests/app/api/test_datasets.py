@@ -35,7 +35,9 @@ def test_a_registered_set_answers_with_its_labels_and_is_found_by_id_and_name(wo
         assert len(kept.namelist()) == 5
 
 
-@pytest.mark.parametrize(("mode", "kind"), [("w", "application/x-tar"), ("w:gz", "application/gzip; x=1"), ("w", "Application/Octet-Stream")])
+@pytest.mark.parametrize(
+    ("mode", "kind"), [("w", "application/x-tar"), ("w:gz", "application/gzip; x=1"), ("w", "Application/Octet-Stream")]
+)
 def test_tars_with_metadata_are_read_too(world: World, mode: str, kind: str) -> None:
     name = f"tar-{len(mode)}-{len(kind)}"
     rows = "\n".join(json.dumps({"file_name": f"{at}.png", "label": at % 2, "id": f"s{at}"}) for at in range(4))
@@ -93,7 +95,11 @@ def test_two_uploads_of_one_name_at_once_give_one_set(world: World) -> None:
     assert rows["intents"] == 0
     kept = {name.split("/")[2] for name in files if name.startswith("blobs/datasets/")}
     with world.lethe.store.read() as session:
-        known = {each.id for each in datasets.page(session, owner=None, role=None, after=None, limit=500) if each.purged_at is None}
+        known = {
+            each.id
+            for each in datasets.page(session, owner=None, role=None, after=None, limit=500)
+            if each.purged_at is None
+        }
     assert kept == known and made in known
 
 
@@ -102,7 +108,9 @@ def test_pages_follow_each_other_without_gap_or_repeat(world: World) -> None:
         assert upload_set(world.admin, "retain", f"page-{number}", pictures.imagefolder([0], each=1)).status_code == 201
     seen, after, pages = [], None, 0
     while True:
-        answer = world.admin.get("/v1/datasets", params={"role": "retain", "limit": "2"} | ({"after": after} if after else {}))
+        answer = world.admin.get(
+            "/v1/datasets", params={"role": "retain", "limit": "2"} | ({"after": after} if after else {})
+        )
         page = answer.json()
         seen += [each["id"] for each in page["data"]]
         pages += 1
@@ -122,7 +130,9 @@ def test_samples_are_paged_by_position(world: World) -> None:
     assert [each["position"] for each in first["data"] + rest["data"]] == list(range(24))
     assert first["data"][7] == {"position": 7, "id": "1/1", "label": "1"}
     for cursor in ("²", "-1", "x", "9" * 30):
-        refused(world.requester.get("/v1/datasets/train-set/samples", params={"after": cursor}), 422, "bad-cursor", "after")
+        refused(
+            world.requester.get("/v1/datasets/train-set/samples", params={"after": cursor}), 422, "bad-cursor", "after"
+        )
 
 
 def test_deletion_erases_key_and_bytes(world: World) -> None:

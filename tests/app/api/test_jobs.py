@@ -10,7 +10,13 @@ def test_a_waiting_job_has_no_stage_and_no_events(world: World) -> None:
     answer = world.requester.get(f"/v1/jobs/{made['jobs'][0]['id']}")
     job = answer.json()
     assert answer.headers["retry-after"] == "1"
-    assert (job["request"], job["status"], job["stage"], job["attempts"], job["crashes"]) == (made["id"], "queued", None, 0, 0)
+    assert (job["request"], job["status"], job["stage"], job["attempts"], job["crashes"]) == (
+        made["id"],
+        "queued",
+        None,
+        0,
+        0,
+    )
     assert (job["progress"], job["error"], job["started_at"], job["finished_at"]) == ({}, None, None, None)
     assert world.requester.get(f"/v1/jobs/{job['id']}/events").json() == {"data": [], "has_more": False, "next": None}
     world.requester.post(f"/v1/requests/{made['id']}/cancel")
@@ -31,7 +37,9 @@ def test_a_job_tells_what_it_does_and_why_it_failed(world: World) -> None:
             job_event.write(session, job_id, token, "progress", told, progress=told)
     job = world.requester.get(f"/v1/jobs/{job_id}").json()
     assert (job["status"], job["stage"], job["progress"]["step"], job["attempts"]) == ("running", "unlearning", 7, 1)
-    assert world.requester.get(f"/v1/requests/{made['id']}").json()["jobs"] == [{"id": job_id, "status": "running", "stage": "unlearning"}]
+    assert world.requester.get(f"/v1/requests/{made['id']}").json()["jobs"] == [
+        {"id": job_id, "status": "running", "stage": "unlearning"}
+    ]
     seen, url = [], f"/v1/jobs/{job_id}/events?limit=3"
     while url:
         answer = world.requester.get(url)
@@ -42,10 +50,14 @@ def test_a_job_tells_what_it_does_and_why_it_failed(world: World) -> None:
     tail = world.requester.get(f"/v1/jobs/{job_id}/events?after=7").json()
     assert [event["seq"] for event in tail["data"]] == [8] and not tail["has_more"]
     with world.lethe.store.write() as session:
-        jobs.fail(session, job_id, token, "worker:test", {"code": "out_of_memory", "detail": "Use a smaller batch_size."})
+        jobs.fail(
+            session, job_id, token, "worker:test", {"code": "out_of_memory", "detail": "Use a smaller batch_size."}
+        )
     ended = world.requester.get(f"/v1/jobs/{job_id}")
     assert ended.json()["error"] == {"code": "out_of_memory", "detail": "Use a smaller batch_size."}
-    assert ended.json()["stage"] is None and ended.json()["finished_at"] is not None and "retry-after" not in ended.headers
+    assert (
+        ended.json()["stage"] is None and ended.json()["finished_at"] is not None and "retry-after" not in ended.headers
+    )
     assert world.requester.get(f"/v1/requests/{made['id']}").json()["reason"] == "out_of_memory"
 
 

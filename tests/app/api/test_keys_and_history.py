@@ -45,7 +45,15 @@ def test_a_revoked_and_an_expired_key_open_nothing(world: World) -> None:
 def test_what_looks_like_a_key_and_is_none(world: World) -> None:
     key = world.admin.headers["Authorization"].removeprefix("Bearer ")
     prefix, key_id, secret = key.split("_")
-    for wrong in (f"lethe_{key_id}_{'0' * 32}", f"other_{key_id}_{secret}", key_id, f"{key}_x", f"lethe__{secret}", "x" * 5000, ""):
+    for wrong in (
+        f"lethe_{key_id}_{'0' * 32}",
+        f"other_{key_id}_{secret}",
+        key_id,
+        f"{key}_x",
+        f"lethe__{secret}",
+        "x" * 5000,
+        "",
+    ):
         answer = world.admin.get("/v1/models", headers=bearer(wrong))
         refused(answer, 401, "unauthorized")
         assert answer.headers["www-authenticate"] == 'Bearer realm="lethe"'
@@ -93,9 +101,14 @@ def test_the_history_is_filtered_by_request_actor_action_resource_and_time(world
         ("request.received", first["id"]), ("job.queued", job), ("job.cancelled", job), ("request.cancelled", first["id"])
     ]  # fmt: skip
     assert found(resource=second["id"]) == [("request.received", second["id"])]
-    (entry,) = world.admin.get("/v1/history", params={"request": first["id"], "action": "request.cancelled"}).json()["data"]
+    (entry,) = world.admin.get("/v1/history", params={"request": first["id"], "action": "request.cancelled"}).json()[
+        "data"
+    ]
     assert entry["request"] == first["id"] and entry["actor"].startswith("key:")
-    assert found(actor=entry["actor"], request=first["id"]) == [("job.cancelled", job), ("request.cancelled", first["id"])]
+    assert found(actor=entry["actor"], request=first["id"]) == [
+        ("job.cancelled", job),
+        ("request.cancelled", first["id"]),
+    ]
     assert found(action="request.received", actor=entry["actor"], request=first["id"]) == []
     everything = found(since=start.isoformat())
     assert set(found(request=first["id"])) <= set(everything)

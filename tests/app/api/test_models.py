@@ -61,8 +61,18 @@ def test_folders_under_the_roots_may_be_named_and_no_others(world: World, tmp_pa
     body = {"name": "by-path", "family": "image_classifier", "source": {"path": str(root / "local")}}
     before = stored(world.lethe)
     (root / "link").symlink_to(world.directory)
-    for path in (str(world.directory), str(root / ".." / "digits"), str(root / "link"), str(root / "absent"), "/", "", str(root / ("x" * 300))):
-        refused(world.admin.post("/v1/models", json=body | {"source": {"path": path}}), 422, "path-refused", "source.path")
+    for path in (
+        str(world.directory),
+        str(root / ".." / "digits"),
+        str(root / "link"),
+        str(root / "absent"),
+        "/",
+        "",
+        str(root / ("x" * 300)),
+    ):
+        refused(
+            world.admin.post("/v1/models", json=body | {"source": {"path": path}}), 422, "path-refused", "source.path"
+        )
     for source in ({}, {"path": str(root / "local"), "upload": "up_1"}):
         refused(world.admin.post("/v1/models", json=body | {"source": source}), 422, "source-missing", "source")
     assert stored(world.lethe) == before
@@ -92,7 +102,9 @@ def test_two_registrations_of_one_name_at_once_give_one_model(world: World) -> N
         thread.join()
     assert sorted(statuses) == [201, 409]
     rows, files = stored(world.lethe)
-    assert rows["intents"] == 0 and rows["checkpoints"] == len([name for name in files if name.startswith("blobs/manifests/")])
+    assert rows["intents"] == 0 and rows["checkpoints"] == len(
+        [name for name in files if name.startswith("blobs/manifests/")]
+    )
 
 
 def test_a_top_folder_in_the_archive_is_stripped(world: World) -> None:
@@ -104,13 +116,20 @@ def test_a_top_folder_in_the_archive_is_stripped(world: World) -> None:
 
 def test_label_names_come_from_the_config_and_sets_may_number_them(world: World) -> None:
     config = json.loads((world.directory / "config.json").read_text())
-    config |= {"id2label": {str(at): name for at, name in enumerate("abcd")}, "label2id": {name: at for at, name in enumerate("abcd")}}
-    files = {path.name: path.read_bytes() for path in world.directory.iterdir()} | {"config.json": json.dumps(config).encode()}
+    config |= {
+        "id2label": {str(at): name for at, name in enumerate("abcd")},
+        "label2id": {name: at for at, name in enumerate("abcd")},
+    }
+    files = {path.name: path.read_bytes() for path in world.directory.iterdir()} | {
+        "config.json": json.dumps(config).encode()
+    }
     answer = register(world, "named", files, train="train-set")
     assert answer.status_code == 201 and answer.json()["labels"] == ["a", "b", "c", "d"]
     assert upload_set(world.admin, "test", "letters", pictures.imagefolder("ab", each=1)).status_code == 201
     etag = world.admin.get("/v1/models/named").headers["etag"]
-    assert world.admin.patch("/v1/models/named", json={"test": "letters"}, headers={"If-Match": etag}).status_code == 200
+    assert (
+        world.admin.patch("/v1/models/named", json={"test": "letters"}, headers={"If-Match": etag}).status_code == 200
+    )
 
 
 def test_a_generator_takes_a_judge_that_knows_its_labels(world: World, tmp_path: Path) -> None:
@@ -136,10 +155,17 @@ def test_a_change_needs_the_present_etag_and_raises_it(world: World) -> None:
     refused(world.admin.patch(path, json={"test": None}, headers={"If-Match": '"7"'}), 412, "precondition-failed")
     refused(world.admin.patch(path, json={}, headers={"If-Match": '"1"'}), 422, "empty-change", "body")
     refused(world.admin.patch(path, json={"name": "x"}, headers={"If-Match": '"1"'}), 422, "invalid-input", "body.name")
-    refused(world.admin.patch(path, json={"retain": "nothing"}, headers={"If-Match": '"1"'}), 422, "unknown-dataset", "retain")
+    refused(
+        world.admin.patch(path, json={"retain": "nothing"}, headers={"If-Match": '"1"'}),
+        422,
+        "unknown-dataset",
+        "retain",
+    )
     assert stored(world.lethe) == before
     policy = {"class_label": [{"metric": "retain_accuracy", "rule": "at_least", "value": 90}], "samples": []}
-    changed = world.admin.patch(path, json={"test": None, "train": "train-set", "policy": policy}, headers={"If-Match": '"1"'})
+    changed = world.admin.patch(
+        path, json={"test": None, "train": "train-set", "policy": policy}, headers={"If-Match": '"1"'}
+    )
     assert changed.status_code == 200 and changed.headers["etag"] == '"2"'
     assert (changed.json()["test"], changed.json()["policy"]) == (None, policy) and changed.json()["train"] is not None
     refused(world.admin.patch(path, json={"test": None}, headers={"If-Match": '"1"'}), 412)
@@ -155,7 +181,9 @@ def test_a_change_waits_for_the_one_before_and_then_is_too_late(world: World) ->
     statuses: list[int] = []
 
     def patch() -> None:
-        statuses.append(world.admin.patch("/v1/models/raced", json={"test": "test-set"}, headers={"If-Match": '"1"'}).status_code)
+        statuses.append(
+            world.admin.patch("/v1/models/raced", json={"test": "test-set"}, headers={"If-Match": '"1"'}).status_code
+        )
 
     thread = threading.Thread(target=patch)
     with world.lethe.store.write() as session:

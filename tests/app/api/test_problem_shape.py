@@ -45,7 +45,9 @@ def test_the_walk_sees_every_route(operations: list[tuple[str, str]]) -> None:
     assert {path for _, path in operations if not path.startswith("/v1/")} == {"/healthz", "/readyz"}
 
 
-def test_without_a_key_every_route_but_the_open_ones_is_401(lethe: Deployment, operations: list[tuple[str, str]]) -> None:
+def test_without_a_key_every_route_but_the_open_ones_is_401(
+    lethe: Deployment, operations: list[tuple[str, str]]
+) -> None:
     nobody = TestClient(create_app(lethe))
     for verb, path in operations:
         answer = nobody.request(verb, filled(path))
@@ -70,7 +72,9 @@ def test_unknown_ids_are_404_and_are_not_repeated(lethe: Deployment, operations:
     admin = client_for(lethe)
     for verb, path in operations:
         if "{" in path:
-            answer = admin.request(verb, filled(path), json={"test": None} if verb == "patch" else None, headers={"If-Match": "*"})
+            answer = admin.request(
+                verb, filled(path), json={"test": None} if verb == "patch" else None, headers={"If-Match": "*"}
+            )
             refused(answer, 404, "not-found")
             assert MARKER not in answer.text
     for path in ("/", "/v2/models", "/v1", "/v1/nothing", f"/v1/models/{MARKER}/other"):
@@ -99,7 +103,9 @@ def test_bodies_of_another_type_are_415_and_what_is_not_json_is_400(lethe: Deplo
                 continue
             walked += 1
             url = filled(path) + ("?role=train&name=x" if path == "/v1/datasets" else "")
-            answer = admin.request(verb, url, content=MARKER.encode(), headers={"Content-Type": "text/plain", "If-Match": "*"})
+            answer = admin.request(
+                verb, url, content=MARKER.encode(), headers={"Content-Type": "text/plain", "If-Match": "*"}
+            )
             refused(answer, 415, "unsupported-media-type")
             assert MARKER not in answer.text
             if "application/json" in kinds:
@@ -135,5 +141,7 @@ def test_nul_is_refused_in_paths_and_queries(lethe: Deployment) -> None:
 
 def test_each_answer_has_an_id_of_its_own(lethe: Deployment) -> None:
     admin = client_for(lethe)
-    ids = [admin.get(path).headers["x-request-id"] for path in ("/healthz", "/v1/models", "/v1/models/absent", "/nowhere")]
+    ids = [
+        admin.get(path).headers["x-request-id"] for path in ("/healthz", "/v1/models", "/v1/models/absent", "/nowhere")
+    ]
     assert len(set(ids)) == 4 and all(re.fullmatch(r"[0-9a-f]{32}", each) for each in ids)

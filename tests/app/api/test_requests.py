@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import structlog
 
+from app.privacy.selection import read_wish
 from app.records import job as jobs
 from app.records import outbox
 from app.records.request import Request
-from app.submission import unsealed
 from tests import pictures, tiny
 from tests.app.api.deployed import World, ask, asked, forget_set, refused, register, stored, upload_set
 
@@ -53,13 +53,21 @@ def read(world: World, request: dict[str, Any]) -> Request:
 
 
 def test_a_post_is_accepted_durable_and_says_where_to_look(world: World) -> None:
-    answer = ask(world.requester, concept="two pictures", seed=7, external_id="case/1", recipe={"mask_fraction": 0.3, "epochs": 2})
+    answer = ask(
+        world.requester,
+        concept="two pictures",
+        seed=7,
+        external_id="case/1",
+        recipe={"mask_fraction": 0.3, "epochs": 2},
+    )
     made = answer.json()
     assert answer.status_code == 202 and answer.headers["location"] == f"/v1/requests/{made['id']}"
     assert answer.headers["retry-after"] == "1"
     assert (made["status"], made["forget_kind"], made["forget_count"], made["seed"]) == ("queued", "samples", 2, 7)
     assert (made["external_id"], made["model"], made["checkpoint"], made["reason"]) == ("case/1", "digits", None, None)
-    assert made["recipe"]["mask_fraction"] == 0.3 and made["recipe"]["epochs"] == 2 and made["recipe"]["batch_size"] == 256
+    assert (
+        made["recipe"]["mask_fraction"] == 0.3 and made["recipe"]["epochs"] == 2 and made["recipe"]["batch_size"] == 256
+    )
     assert [job["status"] for job in made["jobs"]] == ["queued"]
     follow = world.requester.get(answer.headers["location"])
     assert follow.json() == made and follow.headers["retry-after"] == "1"
@@ -74,7 +82,7 @@ def test_a_class_label_selects_its_samples(world: World) -> None:
     made = asked(world.requester, forget={"class_label": "2"})
     assert (made["forget_kind"], made["forget_count"]) == ("class_label", 6)
     with world.lethe.store.read() as session:
-        assert unsealed(world.lethe, session.get_one(Request, made["id"]))["label"] == "2"
+        assert read_wish(session.get_one(Request, made["id"]), world.lethe.keyring)["label"] == "2"
 
 
 def test_samples_of_another_registered_set(world: World) -> None:
@@ -156,7 +164,9 @@ def test_a_running_request_is_asked_to_stop_and_who_asked_is_kept(world: World) 
     answer = world.requester.post(f"/v1/requests/{made['id']}/cancel")
     assert (answer.status_code, answer.json()["status"]) == (202, "running")
     assert world.requester.get(f"/v1/jobs/{job_of(made)}").json()["cancel_requested"] is True
-    (entry,) = world.admin.get("/v1/history", params={"request": made["id"], "action": "job.cancel_asked"}).json()["data"]
+    (entry,) = world.admin.get("/v1/history", params={"request": made["id"], "action": "job.cancel_asked"}).json()[
+        "data"
+    ]
     assert entry["actor"] == read(world, made).created_by
     finish(world, made, "cancelled")
     refused(world.requester.post(f"/v1/requests/{made['id']}/cancel"), 409, "illegal-transition")
@@ -240,10 +250,14 @@ def test_deadlines_default_to_thirty_days_and_order_the_queue(world: World) -> N
     days = datetime.fromisoformat(made["due_at"]) - datetime.fromisoformat(made["requested_at"])
     assert days == timedelta(days=30)
     early = asked(world.requester, requested_at=(now - timedelta(days=20)).isoformat())
-    late = asked(world.requester, requested_at=(now - timedelta(days=40)).isoformat())  # overdue, and all the more urgent
+    late = asked(
+        world.requester, requested_at=(now - timedelta(days=40)).isoformat()
+    )  # overdue, and all the more urgent
     named = asked(world.requester, due_at=(now + timedelta(days=2)).isoformat())
     with world.lethe.store.read() as session:
-        deadlines = {each["id"]: session.get_one(jobs.Job, job_of(each)).deadline for each in (made, early, late, named)}
+        deadlines = {
+            each["id"]: session.get_one(jobs.Job, job_of(each)).deadline for each in (made, early, late, named)
+        }
     assert sorted(deadlines, key=lambda each: deadlines[each]) == [late["id"], named["id"], early["id"], made["id"]]
     assert world.requester.get(f"/v1/jobs/{job_of(named)}").json()["deadline"] == named["due_at"]
 
@@ -268,7 +282,9 @@ def test_a_generator_needs_a_judge_and_forgets_one_label(world: World, tmp_path:
     before = stored(world.lethe)
     refused(ask(world.requester, model="painter", forget={"class_label": "3"}), 422, "no-judge", "model")
     assert stored(world.lethe) == before
-    assert world.admin.patch("/v1/models/painter", json={"judge": "digits"}, headers={"If-Match": "*"}).status_code == 200
+    assert (
+        world.admin.patch("/v1/models/painter", json={"judge": "digits"}, headers={"If-Match": "*"}).status_code == 200
+    )
     made = asked(world.requester, model="painter", forget={"class_label": "3"})
     assert made["recipe"]["schedule"] == "steps" and made["forget_kind"] == "class_label"
     one, two = forget_set(world.requester, ("1",)), forget_set(world.requester, ("1", "2"))
@@ -279,10 +295,12 @@ def test_a_generator_needs_a_judge_and_forgets_one_label(world: World, tmp_path:
     made = asked(world.requester, model="painter", forget={"dataset": one})
     assert (made["forget_kind"], made["forget_count"]) == ("dataset", 3)
     with world.lethe.store.read() as session:  # the label itself, so that no other image of it is retained
-        assert unsealed(world.lethe, session.get_one(Request, made["id"]))["label"] == "1"
+        assert read_wish(session.get_one(Request, made["id"]), world.lethe.keyring)["label"] == "1"
 
 
-def test_nothing_that_names_the_person_reaches_disk_or_log(world: World, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
+def test_nothing_that_names_the_person_reaches_disk_or_log(
+    world: World, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.DEBUG)
     markers = [f"{kind}-{time.time_ns()}" for kind in ("concept", "file", "folder", "label", "sample")]
     concept, file, folder, label, sample = markers
@@ -295,7 +313,9 @@ def test_nothing_that_names_the_person_reaches_disk_or_log(world: World, capfd: 
         return buffer.getvalue()
 
     with structlog.testing.capture_logs() as logs:
-        made = asked(world.requester, concept=concept, forget={"dataset": forget_set(world.requester, body=archive("3"))})
+        made = asked(
+            world.requester, concept=concept, forget={"dataset": forget_set(world.requester, body=archive("3"))}
+        )
         wrong = forget_set(world.requester, body=archive(label))
         answers = [
             ask(world.requester, forget={"dataset": wrong}),

@@ -64,7 +64,9 @@ def reweigh(directory: Path, change: Callable[[dict[str, torch.Tensor]], None]) 
 
 
 @pytest.mark.parametrize("name", tiny.NETWORKS)
-def test_a_directory_as_saved_passes_with_the_facts_that_the_network_has(name: str, write: Callable[[str], Path]) -> None:
+def test_a_directory_as_saved_passes_with_the_facts_that_the_network_has(
+    name: str, write: Callable[[str], Path]
+) -> None:
     directory = write(name)
     family = tiny.FAMILIES[tiny.NETWORKS[name]]
     network = family.load(directory, torch.device("cpu"))
@@ -85,7 +87,14 @@ def test_label_names_are_read_in_the_order_of_their_numbers(write: Callable[[str
     "network",
     [
         lambda: DeiTForImageClassification(
-            DeiTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, image_size=8, patch_size=4)
+            DeiTConfig(
+                hidden_size=8,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                intermediate_size=8,
+                image_size=8,
+                patch_size=4,
+            )
         ),
         lambda: ConvNextForImageClassification(
             ConvNextConfig(hidden_sizes=[4, 8, 8, 8], depths=[1, 1, 1, 1], image_size=32)
@@ -145,7 +154,12 @@ def test_a_config_of_another_network_names_the_tensor(
 
 @pytest.mark.parametrize("name", tiny.NETWORKS)
 def test_weights_that_lost_a_tensor_or_changed_its_shape_are_refused(name: str, write: Callable[[str], Path]) -> None:
-    head = {"unet": "conv_out.weight", "dit": "proj_out_2.weight", "resnet": "classifier.1.weight", "vit": "classifier.weight"}
+    head = {
+        "unet": "conv_out.weight",
+        "dit": "proj_out_2.weight",
+        "resnet": "classifier.1.weight",
+        "vit": "classifier.weight",
+    }
     directory = write(name)
     shape = list(load_file(weights_of(directory))[head[name]].shape)
     refused = refusal(reweigh(directory, lambda tensors: tensors.update({head[name]: torch.zeros(2, 2)})))
@@ -232,7 +246,9 @@ def test_a_network_of_one_family_is_not_of_another(write: Callable[[str], Path])
         {},
     ],
 )
-def test_a_model_index_that_names_anything_else_is_refused(components: dict[str, Any], write: Callable[[str], Path]) -> None:
+def test_a_model_index_that_names_anything_else_is_refused(
+    components: dict[str, Any], write: Callable[[str], Path]
+) -> None:
     directory = write("unet")
     (directory / "model_index.json").write_text(json.dumps(components))
     refused = refusal(directory)
@@ -262,7 +278,11 @@ def test_companions_are_required_and_checked(write: Callable[[str], Path]) -> No
     assert refusal(directory).field == "scheduler_config.json"
     refused = refusal(alter(write("vit"), "preprocessor_config.json", image_processor_type="os.system"))
     assert refused.field == "preprocessor_config.json: image_processor_type"
-    alter(tiny.write("vit", directory.parent / "vit"), "preprocessor_config.json", image_processor_type="ViTImageProcessorFast")
+    alter(
+        tiny.write("vit", directory.parent / "vit"),
+        "preprocessor_config.json",
+        image_processor_type="ViTImageProcessorFast",
+    )
     assert inspect(directory.parent / "vit").labels == tiny.LABELS
 
 
@@ -327,7 +347,9 @@ def test_folders_and_links_in_a_directory_are_refused(write: Callable[[str], Pat
     assert (refused.code, refused.field) == ("file-not-allowed", "model.safetensors")
 
 
-@pytest.mark.parametrize(("file", "code"), [("config.json", "file-not-allowed"), ("model.safetensors", "weights-files")])
+@pytest.mark.parametrize(
+    ("file", "code"), [("config.json", "file-not-allowed"), ("model.safetensors", "weights-files")]
+)
 def test_a_directory_without_config_or_weights_is_refused(file: str, code: str, write: Callable[[str], Path]) -> None:
     directory = write("vit")
     (directory / file).unlink()

@@ -78,7 +78,10 @@ def test_number_folders_are_ordered_by_value() -> None:
 @pytest.mark.parametrize("above", ["", "train/", "digits/", "digits/test/"])
 def test_folders_above_the_class_do_not_become_labels(above: str) -> None:
     decoded = read(zipped({f"{above}3/1.png": picture(), f"{above}4/1.png": picture()}))
-    assert decoded.labels == ["3", "4"] and {sample.sample_id for sample in decoded.samples} == {f"{above}3/1", f"{above}4/1"}
+    assert decoded.labels == ["3", "4"] and {sample.sample_id for sample in decoded.samples} == {
+        f"{above}3/1",
+        f"{above}4/1",
+    }
 
 
 def test_a_class_may_be_called_train() -> None:
@@ -94,7 +97,9 @@ def test_each_sample_keeps_its_pixels() -> None:
 
 
 def test_json_lines_give_labels_and_ids_from_their_own_folder() -> None:
-    rows = lines({"file_name": "a.png", "label": 10, "id": "p-7"}, {"file_name": "sub/b.png", "label": 9, "text": "more"})
+    rows = lines(
+        {"file_name": "a.png", "label": 10, "id": "p-7"}, {"file_name": "sub/b.png", "label": 9, "text": "more"}
+    )
     decoded = read(zipped({"train/a.png": picture(), "train/sub/b.png": picture(), "train/metadata.jsonl": rows}))
     assert decoded.labels == ["9", "10"]
     assert labelled(decoded) == {"p-7": "10", "train/sub/b": "9"}
@@ -117,7 +122,9 @@ def test_a_private_set_calls_samples_by_number() -> None:
     assert [sample.sample_id for sample in decoded.samples] == ["0", "1"]
 
 
-@pytest.mark.parametrize("files", [{}, {"cat/": b""}, {"metadata.jsonl": ""}, {"__MACOSX/a.png": b"x", ".DS_Store": b"x"}])
+@pytest.mark.parametrize(
+    "files", [{}, {"cat/": b""}, {"metadata.jsonl": ""}, {"__MACOSX/a.png": b"x", ".DS_Store": b"x"}]
+)
 def test_no_image_at_all_is_refused(files: Mapping[str, bytes | str]) -> None:
     refused = refusal(files)
     assert (refused.code, refused.field, refused.status) == ("images-none", "archive", 422)

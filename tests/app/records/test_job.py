@@ -40,7 +40,15 @@ def add_job(lethe: Deployment, model_id: str, deadline: float = 100.0) -> str:
         )  # fmt: skip
         jobs.add(
             session,
-            Job(id=job_id, request_id=request_id, model_id=model_id, status="queued", deadline=deadline, progress={}, created_at=0.0),
+            Job(
+                id=job_id,
+                request_id=request_id,
+                model_id=model_id,
+                status="queued",
+                deadline=deadline,
+                progress={},
+                created_at=0.0,
+            ),
         )
     return job_id
 
@@ -113,7 +121,12 @@ def test_an_expired_lease_costs_a_crash_and_the_second_ends_the_job(lethe: Deplo
             (lost,) = jobs.expired(session)
             jobs.crash(session, lost.id, lost.lease_token, "sweeper")
         job, request = read(lethe, job_id)
-        assert (job.crashes, job.status, request.status, request.reason) == (crashes, job_status, request_status, "worker_lost")
+        assert (job.crashes, job.status, request.status, request.reason) == (
+            crashes,
+            job_status,
+            request_status,
+            "worker_lost",
+        )
     assert job.error is not None and job.error["code"] == "worker_lost"
 
 
