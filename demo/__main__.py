@@ -5,6 +5,7 @@ and reused; each run registers them anew, posts its requests, and writes report.
 weights under `.lethe/demo`. The exit status is 1 when a verdict fails.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -18,14 +19,19 @@ from rich.console import Console
 
 from app.client import Lethe
 from app.display import Watcher, show_report
-from demo import archives, check
+from demo import archives, check, digits, judging, networks
 from demo.digits import LABELS, classifier_splits, splits
-from demo.networks import EVALUATION, FORGET_LABEL_RECIPE, FORGET_SAMPLES_RECIPE
+from demo.networks import (
+    CLASSIFIER_POLICY,
+    CLASSIFIER_SEEDS,
+    EVALUATION,
+    FORGET_LABEL_RECIPE,
+    FORGET_SAMPLES_RECIPE,
+)
 from demo.stage import Deployment, Workshop
 
 HOME = Path(os.environ.get("LETHE_DATA", ".lethe")).absolute()
 FOLDER = HOME / "demo"
-SEEDS = (0, 1, 2)
 console = Console()
 
 
@@ -58,7 +64,7 @@ def main() -> int:
     ledger = Ledger()
     console.rule("[bold]1. a server, a worker and a warm runner[/]")
     with Deployment(HOME, FOLDER) as deployment:
-        workshop = Workshop(FOLDER / "networks", digit, SEEDS)
+        workshop = Workshop(FOLDER / "networks" / recipe_digest(), digit, CLASSIFIER_SEEDS)
         console.rule("[bold]2. networks that remember[/]")
         ledger.figures.update(workshop.build(console))
         ledger.lap("train networks")
@@ -69,14 +75,20 @@ def main() -> int:
             ledger.lap("register")
             console.rule(f"[bold]4. forget the digit {digit}: SalUn on a diffusion model[/]")
             forget_digit(lethe, workshop, run, digit, ledger)
-            console.rule("[bold]5. forget 60 of 300 training images: SalUn on a classifier, three times[/]")
+            console.rule("[bold]5. forget 60 of 400 training images: SalUn on a classifier, three times[/]")
             forget_samples(lethe, workshop, run, ledger)
         ledger.write(FOLDER / "report.json")
         farewell(deployment, ledger, run)
     return 0 if set(ledger.verdicts) == {"released"} else 1
 
 
-def register(lethe: Lethe, workshop: "Workshop", run: str, digit: int) -> None:
+def recipe_digest() -> str:
+    """Names the networks by how they are made, so that an old cache is never taken for a new recipe."""
+    sources = [Path(module.__file__ or "") for module in (digits, judging, networks)]
+    return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:12]
+
+
+def register(lethe: Lethe, workshop: Workshop, run: str, digit: int) -> None:
     """Upload sets and networks under names of this run."""
     parts = splits()
     lethe.upload_dataset(archives.imagefolder(parts["generator"]), "train", f"digits-{run}")
@@ -86,23 +98,19 @@ def register(lethe: Lethe, workshop: "Workshop", run: str, digit: int) -> None:
     settings = {**sets, "judge": f"judge-{run}", "evaluation": EVALUATION}
     lethe.register_model(workshop.path("generator"), f"generator-{run}", "class_diffusion", **settings)
     lethe.register_model(workshop.path(f"generator-without-{digit}"), f"generator-retrained-{run}", "class_diffusion")
-    for seed in SEEDS:
-        own = classifier_splits(seed)
-        trained_on = archives.imagefolder(own["retain"], own["forget"])
-        lethe.upload_dataset(trained_on, "train", f"classifier-{seed}-{run}")
-        lethe.upload_dataset(archives.imagefolder(own["test"]), "test", f"classifier-test-{seed}-{run}")
-        names = {
-            "train": f"classifier-{seed}-{run}",
-            "retain": f"classifier-{seed}-{run}",
-            "test": f"classifier-test-{seed}-{run}",
-        }
-        lethe.register_model(
-            workshop.path(f"classifier-{seed}"), f"classifier-{seed}-{run}", "image_classifier", **names
-        )
-        lethe.register_model(
-            workshop.path(f"classifier-retrained-{seed}"), f"classifier-retrained-{seed}-{run}", "image_classifier"
-        )
-    console.print(f"registered {3 + 2 * len(SEEDS)} models and {2 + 2 * len(SEEDS)} data sets as *-{run}")
+    for seed in CLASSIFIER_SEEDS:
+        register_classifier(lethe, workshop, run, seed)
+    networks_, sets_ = 3 + 2 * len(CLASSIFIER_SEEDS), 2 + 2 * len(CLASSIFIER_SEEDS)
+    console.print(f"registered {networks_} models and {sets_} data sets as *-{run}")
+
+
+def register_classifier(lethe: Lethe, workshop: Workshop, run: str, seed: int) -> None:
+    name, own = f"classifier-{seed}-{run}", classifier_splits(seed)
+    lethe.upload_dataset(archives.imagefolder(own["retain"], own["forget"]), "train", name)
+    lethe.upload_dataset(archives.imagefolder(own["test"]), "test", f"{name}-test")
+    settings = {"train": name, "retain": name, "test": f"{name}-test", "policy": {"samples": CLASSIFIER_POLICY}}
+    lethe.register_model(workshop.path(f"classifier-{seed}"), name, "image_classifier", **settings)
+    lethe.register_model(workshop.path(f"classifier-retrained-{seed}"), f"{name}-retrained", "image_classifier")
 
 
 def follow(
@@ -121,7 +129,7 @@ def follow(
     return {**report, "version": version}
 
 
-def forget_digit(lethe: Lethe, workshop: "Workshop", run: str, digit: int, ledger: Ledger) -> None:
+def forget_digit(lethe: Lethe, workshop: Workshop, run: str, digit: int, ledger: Ledger) -> None:
     model = f"generator-{run}"
     options = {"concept": f"the digit {digit}", "reference": f"generator-retrained-{run}"}
     report = follow(lethe, model, {"class_label": str(digit)}, FORGET_LABEL_RECIPE, ledger, **options)
@@ -166,16 +174,16 @@ def base_class_accuracy(figures: dict[str, Any]) -> float:
     return float(((LABELS - 1) * kept + own) / LABELS)
 
 
-def forget_samples(lethe: Lethe, workshop: "Workshop", run: str, ledger: Ledger) -> None:
+def forget_samples(lethe: Lethe, workshop: Workshop, run: str, ledger: Ledger) -> None:
     reports = []
-    for seed in SEEDS:
+    for seed in CLASSIFIER_SEEDS:
         model = f"classifier-{seed}-{run}"
         samples = [sample["id"] for sample in lethe.pages(f"/v1/datasets/{model}/samples")]
         forget = {"samples": [sample for sample in samples if sample.split("/")[1].startswith("forget")]}
-        options = {"reference": f"classifier-retrained-{seed}-{run}", "seed": seed}
+        options = {"reference": f"{model}-retrained", "seed": seed}
         reports.append(follow(lethe, model, forget, FORGET_SAMPLES_RECIPE, ledger, **options))
     ledger.lap("forget samples")
-    model = f"classifier-{SEEDS[0]}-{run}"
+    model = f"classifier-{CLASSIFIER_SEEDS[0]}-{run}"
     ledger.files["classifier.base"] = str(pull(lethe, model, 1, "classifier-base"))
     ledger.files["classifier.unlearned"] = str(
         pull(lethe, model, reports[0]["version"]["number"], "classifier-unlearned")
@@ -192,11 +200,22 @@ def forget_samples(lethe: Lethe, workshop: "Workshop", run: str, ledger: Ledger)
         ledger.figures[f"classifier.{name}"] = mean(name)
     ledger.figures["classifier.gap_of_base"] = mean("gap_to_retrain", "before")
     ledger.figures["classifier.gap_to_retrain"] = mean("gap_to_retrain")
-    ledger.figures["classifier.seeds"] = len(SEEDS)
+    ledger.figures["classifier.seeds"] = len(CLASSIFIER_SEEDS)
     ledger.figures["classifier.samples"] = mean("unlearning_accuracy", "n")
     gap, before = ledger.figures["classifier.gap_to_retrain"], ledger.figures["classifier.gap_of_base"]
-    console.print(f"mean of {len(SEEDS)} seeds: gap to Retrain {before:.1f} points before, {gap:.1f} after")
+    ledger.verdicts.append(verdict_on_the_mean(ledger.figures))
+    console.print(f"mean of {len(CLASSIFIER_SEEDS)} seeds: gap to Retrain {before:.1f} points before, {gap:.1f} after")
     ledger.lap("collect")
+
+
+def verdict_on_the_mean(figures: dict[str, float]) -> str:
+    """Single classifiers rest on 60 images and swing; their mean is held to tighter bounds than each one's policy."""
+    met = (
+        figures["classifier.gap_to_retrain"] <= figures["classifier.gap_of_base"] / 2
+        and figures["classifier.retain_accuracy"] >= 98
+        and figures["classifier.test_accuracy"] >= figures["classifier.test_accuracy_base"] - 2
+    )
+    return "released" if met else "missed"
 
 
 def pull(lethe: Lethe, model: str, number: int, folder: str) -> Path:

@@ -24,7 +24,7 @@ from demo.digits import LABELS, Digits, classifier_splits, splits, without
 from demo.judging import no_digits, varied
 
 GENERATOR_STEPS, GENERATOR_BATCH, GENERATOR_RATE, EMA = 1700, 32, 2e-3, 0.995
-JUDGE_STEPS, JUDGE_BATCH, JUDGE_EACH, JUDGE_RATE = 900, 64, 3, 6e-3
+JUDGE_STEPS, JUDGE_BATCH, JUDGE_EACH, JUDGE_RATE = 900, 64, 2, 6e-3
 CLASSIFIER_EPOCHS, CLASSIFIER_BATCH, CLASSIFIER_RATE, CLASSIFIER_SMOOTHING = 60, 32, 2e-3, 0.1
 CALIBRATION_REJECTS = 0.01  # share of rightly answered calibration digits that `reject_below` may cost
 EVALUATION = {"sampling_steps": 10, "guidance_scale": 2.0, "forget_samples": 500, "samples_per_label": 100}

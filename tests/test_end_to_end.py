@@ -9,6 +9,7 @@ from diffusers import UNet2DModel
 from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification
 
+from app.client import Problem
 from tests import pictures, tiny
 from tests.running import Running, until
 from tests.services import fresh_database
@@ -96,3 +97,19 @@ def test_a_damaged_checkpoint_fails_the_job_with_a_code(running: Running, tmp_pa
     done = client.wait(client.request("damaged", {"class_label": "0"}, recipe={"epochs": 1})["id"])
     assert (done["status"], done["reason"], done["checkpoint"]) == ("failed", "checkpoint_damaged", None)
     assert client.call("GET", "/v1/models/damaged")["head"] == 1
+
+
+def test_a_later_request_never_trains_on_what_an_earlier_one_forgot(running: Running, tmp_path: Path) -> None:
+    """Four labels, forgotten one after the other: the last leaves nothing to keep, and says so instead of re-teaching."""
+    client = running.client
+    running.add_classifier(tmp_path, name="shrinking")
+    for label, (status, reason) in enumerate([("completed", None)] * 3 + [("failed", "nothing_retained")]):
+        refusal = None
+        try:
+            done = client.wait(client.request("shrinking", {"class_label": str(label)}, recipe={"epochs": 1})["id"])
+        except Problem as problem:
+            refusal = problem.type.rsplit(":", 1)[-1].replace("-", "_")
+        if label < 3:
+            assert (done["status"], done["reason"], refusal) == (status, reason, None)
+        else:
+            assert refusal == reason

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from app import catalog
-from app.errors import JobError
+from app.errors import JobError, Refused
 from app.privacy.sealing import KeyGone, Keyring
-from app.privacy.selection import Selection, label_map, read_index, read_wish, select
+from app.privacy.selection import Selection, check, label_map, read_index, read_wish, select
 from app.records import checkpoint as checkpoints
 from app.records import job as jobs
 from app.records import tombstone as tombstones
@@ -49,7 +49,7 @@ class _Rows:
 def specify(
     store: Store, lease: Lease, keyring: Keyring, blobs: LocalBlobs, settings: Settings, scratch: Path
 ) -> Specification:
-    """Raises JobError `forget_set_purged` when a key is gone."""
+    """Raises JobError when a key is gone, or when nothing is left to keep."""
     rows = _read(store, lease)
     job, request, model = rows.job, rows.request, rows.model
     try:
@@ -59,7 +59,11 @@ def specify(
         job_key = keyring.key(job.key_id)
     except KeyGone:
         raise JobError("forget_set_purged", "The forget set is gone. Upload it again with a new request.") from None
-    chosen = select(indexes["forget"], indexes["retain"], what, rows.tombstones, model.labels)
+    try:
+        chosen = select(indexes["forget"], indexes["retain"], what, rows.tombstones, model.labels)
+        check(chosen)  # requests that completed since the POST may have taken the rest of the retain set
+    except Refused as refused:
+        raise JobError(refused.code.replace("-", "_"), f"{refused.rule} {refused.remedy}") from None
     message = {
         "job": job.id,
         "token": lease.token,
