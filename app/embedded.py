@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def run_embedded(settings: Settings) -> int:
     lethe = deploy(settings)
     migration.upgrade(lethe.store)
     _greet(lethe)
-    worker = _start_worker(settings)
+    worker = _Worker(settings)
     config = uvicorn.Config(
         create_app(lethe), host=settings.host, port=settings.port, log_level="warning", timeout_graceful_shutdown=5
     )
@@ -39,13 +40,7 @@ def run_embedded(settings: Settings) -> int:
     except KeyboardInterrupt:
         log.info("draining")
     finally:
-        worker.send_signal(signal.SIGTERM)
-        try:
-            worker.wait(timeout=3 * settings.grace_seconds + 10)
-        except subprocess.TimeoutExpired:
-            log.warning("worker.killed")
-            worker.kill()
-            worker.wait()
+        worker.stop()
     return 0
 
 
@@ -92,11 +87,51 @@ def _greet(lethe: Deployment) -> None:
     sys.stdout.flush()
 
 
-def _start_worker(settings: Settings) -> "subprocess.Popen[bytes]":
-    """In a session of its own, so that Ctrl-C reaches it only through us; it ends with this process all the same."""
-    environment = {**os.environ, "LETHE_DATA": str(settings.data.absolute()), "LETHE_PARENT": str(os.getpid())}
-    home = Path(__file__).resolve().parent.parent
-    command = [sys.executable, "-m", "celery", "-q", "-A", "worker.celery_app", "worker", "-l", "warning", "-Q", "gpu"]
-    return subprocess.Popen(
-        [*command, "--without-gossip", "--without-mingle"], env=environment, cwd=home, start_new_session=True
-    )
+class _Worker:
+    """The Celery worker of `lethe up`: started again when it dies, ended when we end.
+
+    It has a session of its own, so that Ctrl-C reaches it only through us, and ends with this process all the same.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._stopping = threading.Event()
+        self._process = self._start()
+        threading.Thread(target=self._watch, daemon=True, name="watch-worker").start()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            self._process.wait(timeout=3 * self._settings.grace_seconds + 10)
+        except subprocess.TimeoutExpired:
+            log.warning("worker.killed")
+            self._process.kill()
+            self._process.wait()
+
+    def _watch(self) -> None:
+        while not self._stopping.wait(1.0):
+            if self._process.poll() is not None and not self._stopping.is_set():
+                log.error("worker.died", code=self._process.returncode)
+                self._process = self._start()
+
+    def _start(self) -> "subprocess.Popen[bytes]":
+        data, parent = str(self._settings.data.absolute()), str(os.getpid())
+        environment = {**os.environ, "LETHE_DATA": data, "LETHE_PARENT": parent}
+        home = Path(__file__).resolve().parent.parent
+        command = [
+            sys.executable,
+            "-m",
+            "celery",
+            "-q",
+            "-A",
+            "worker.celery_app",
+            "worker",
+            "-l",
+            "warning",
+            "-Q",
+            "gpu",
+        ]
+        return subprocess.Popen(
+            [*command, "--without-gossip", "--without-mingle"], env=environment, cwd=home, start_new_session=True
+        )

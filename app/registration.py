@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, OperationalError
 
 from app import catalog, weights
 from app.deployment import Deployment
@@ -217,6 +217,8 @@ def _new_key(lethe: Deployment, key_id: str | None) -> Iterator[bytes | None]:
         return
     try:
         yield lethe.keyring.new_key(key_id)
+    except OperationalError:  # the commit may have happened: the sweeper destroys the key if it did not
+        raise
     except BaseException:
         lethe.keyring.destroy(key_id)
         raise
@@ -232,6 +234,8 @@ def _published(lethe: Deployment, contents: dict[str, Content]) -> Iterator[list
         for name, content in contents.items():
             lethe.blobs.put(name, content)
         yield names
+    except OperationalError:  # the commit may have happened: the intents stay, and the sweeper finds out
+        raise
     except BaseException as error:
         for name in names:
             lethe.blobs.delete(name)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import select as sql_select
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from app import catalog
@@ -198,6 +199,8 @@ def _new_keys(lethe: Deployment, *key_ids: str) -> Iterator[None]:
         for key_id in key_ids:
             lethe.keyring.new_key(key_id)
         yield
+    except OperationalError:  # the commit may have happened, and then the keys are needed
+        raise
     except BaseException:
         for key_id in key_ids:
             lethe.keyring.destroy(key_id)
@@ -224,7 +227,8 @@ def retry(lethe: Deployment, request: requests.Request, actor: str) -> str:
         if present.status not in (requests.Status.FAILED, requests.Status.EVALUATION_FAILED):
             raise Conflict("Only a request that failed can be retried.", code="illegal-transition")
         source = session.get(Dataset, present.forget_dataset_id)
-        if present.purged_at is not None or source is None or source.purged_at is not None:
+        lost = source is None or source.purged_at is not None or (source.sealed and source.adopted_by != request.id)
+        if present.purged_at is not None or lost:
             raise Refused(
                 "forget-set-purged",
                 "request",

@@ -8,9 +8,11 @@ import shutil
 import socket
 import threading
 import time
+from collections.abc import Callable
 from datetime import timedelta
 
 import structlog
+from sqlalchemy.exc import SQLAlchemyError
 
 from app.deployment import Deployment
 from app.privacy import purge
@@ -26,6 +28,7 @@ from app.records import upload as uploads
 log = structlog.get_logger()
 DAY = 86400.0
 SCRATCH_DAYS = 7
+_last_tidy = [-3600.0]  # of this process, on the monotonic clock
 
 
 class Sweeper:
@@ -48,19 +51,29 @@ class Sweeper:
             try:
                 with self._lethe.store.write() as session:
                     leads = leader.lead(session, "sweep", self._name, 3 * every)
-                if leads:
-                    sweep(self._lethe, self._name)
-            except Exception as error:  # noqa: BLE001  (the database may be away; the next round tries again)
-                log.warning("sweep.failed", error=type(error).__name__)
+            except SQLAlchemyError as error:
+                log.warning(
+                    "sweep.failed", error=type(error).__name__
+                )  # the database is away; the next round tries again
+                continue
+            if leads:
+                sweep(self._lethe, self._name)
 
 
 def sweep(lethe: Deployment, actor: str = "sweeper") -> None:
-    """One round of every duty."""
-    take_back_lost_jobs(lethe, actor)
-    ring_again(lethe)
-    purge_old_data(lethe)
-    delete_dead_blobs(lethe)
-    delete_old_scratch(lethe)
+    """One round of every duty; one that fails does not keep the others from theirs."""
+    duties: tuple[Callable[[], None], ...] = (
+        lambda: take_back_lost_jobs(lethe, actor),
+        lambda: ring_again(lethe),
+        lambda: purge_old_data(lethe),
+        lambda: delete_dead_blobs(lethe),
+        lambda: delete_old_scratch(lethe),
+    )
+    for duty in duties:
+        try:
+            duty()
+        except Exception as error:  # noqa: BLE001  (logged by its class; the next round tries again)
+            log.warning("sweep.failed", error=type(error).__name__)
 
 
 def take_back_lost_jobs(lethe: Deployment, actor: str) -> None:
@@ -75,11 +88,10 @@ def take_back_lost_jobs(lethe: Deployment, actor: str) -> None:
 
 def ring_again(lethe: Deployment) -> None:
     with lethe.store.read() as session:
-        unsent = outbox.unsent(session, "ring")
-        waiting = jobs.unrung(session, 2 * lethe.settings.sweep_seconds)
-    if (unsent or waiting) and ring(lethe.celery) and unsent:
+        entries = outbox.waiting(session, "ring")
+    if entries and ring(lethe.celery):
         with lethe.store.write() as session:
-            outbox.mark_sent(session, unsent)
+            outbox.remove(session, entries)
 
 
 def purge_old_data(lethe: Deployment) -> None:
@@ -87,10 +99,16 @@ def purge_old_data(lethe: Deployment) -> None:
         ended = requests.past_retention(session, lethe.settings.failed_retention_days * DAY)
         unadopted = datasets.unadopted(session, lethe.settings.unadopted_hours * 3600)
         forgotten = uploads.old(session, DAY)
-    for request in ended:
-        purge.purge_request(lethe.store, lethe.keyring, lethe.blobs, request)
-    for dataset in unadopted:
-        purge.purge_dataset(lethe.store, lethe.keyring, lethe.blobs, dataset, "no request adopted it")
+        leftovers = jobs.with_leftovers(session)
+    for job_id in leftovers:
+        purge.after_job(lethe.store, lethe.keyring, lethe.blobs, job_id, lethe.settings)
+    for request_id in ended:
+        purge.purge_request(lethe.store, lethe.keyring, lethe.blobs, request_id, purge.FINAL + purge.RETRIABLE)
+    for dataset_id in unadopted:
+        with lethe.store.write() as session:
+            taken = datasets.withdraw(session, dataset_id)
+        if taken:
+            purge.purge_withdrawn(lethe.store, lethe.keyring, lethe.blobs, dataset_id, "no request adopted it")
     for upload in forgotten:
         lethe.blobs.delete(upload.blob)
         with lethe.store.write() as session:
@@ -105,13 +123,18 @@ def delete_dead_blobs(lethe: Deployment) -> None:
     for blob in dead:
         with lethe.store.write() as session:
             if not checkpoints.uses_blob(session, blob):
+                if blob.startswith("datasets/"):
+                    lethe.keyring.destroy(blob.split("/")[1])  # its upload died: what it sealed must not stay readable
                 lethe.blobs.delete(blob)
             intents.forget(session, blob)
-    lethe.blobs.sweep_partial(timedelta(seconds=max(grace, 3600)))
 
 
 def delete_old_scratch(lethe: Deployment) -> None:
-    """Folders of workers that were killed on hosts that did not come back."""
+    """Folders of workers that were killed on hosts that did not come back, and blobs that were never finished; hourly."""
+    if time.monotonic() - _last_tidy[0] < 3600:
+        return
+    _last_tidy[0] = time.monotonic()
+    lethe.blobs.sweep_partial(timedelta(days=1))
     for folder in lethe.settings.scratch.glob("*"):
         if time.time() - folder.stat().st_mtime > SCRATCH_DAYS * DAY and folder.name != "server":
             shutil.rmtree(folder, ignore_errors=True)

@@ -188,3 +188,23 @@ def test_cancel_frees_the_runner_and_draining_resumes(tmp_path: Path) -> None:
         assert not running.lethe.keyring.exists(job_id) and not running.lethe.blobs.exists(f"datasets/{forget}/images")
     finally:
         running.stop()
+
+
+def test_a_job_that_ignores_its_cancel_is_killed(tmp_path: Path) -> None:
+    """With no grace the runner is struck at once; a frozen one would never have answered."""
+    running = Running(tmp_path / "lethe", LETHE_GRACE_SECONDS="0")
+    try:
+        running.start("server", "gpu")
+        running.add_classifier(tmp_path)
+        posted = running.client.request("digits", {"class_label": "1"}, recipe={"epochs": 1000, "batch_size": 1})
+        until(lambda: stage_of(running.lethe, posted["jobs"][0]["id"]) == "unlearning", "the job unlearns")
+        runner = running.runner("gpu")
+        assert runner is not None
+        os.kill(runner, signal.SIGSTOP)
+        running.client.call("POST", f"/v1/requests/{posted['id']}/cancel")
+        assert running.client.wait(posted["id"])["status"] == "cancelled"
+        until(lambda: running.runner("gpu") not in (None, runner), "a fresh runner")
+        again = running.client.request("digits", {"class_label": "1"}, recipe={"epochs": 1})
+        assert running.client.wait(again["id"])["status"] == "completed"
+    finally:
+        running.stop()

@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import threading
+import time
 import warnings
 from typing import Any
 
@@ -61,12 +62,22 @@ def begin(**_: Any) -> None:
 
 @worker_process_init.connect
 def start_supervisor(**_: Any) -> None:
-    """In the pool child's main thread, whose end is the runner's end."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != main_process:  # which may be number 1, in a container
-        os._exit(1)
+    """In the pool child's main thread, whose end is the runner's end. The child ends soon after the main process."""
+    threading.Thread(target=_end_with_parent, daemon=True, name="end-with-parent").start()
     name = f"worker:{socket.gethostname()}:{os.getpid()}"
-    supervisors.append(Supervisor(settings(), name, draining.is_set))
+    try:
+        supervisors.append(Supervisor(settings(), name, draining.is_set))
+    except Exception as error:  # noqa: BLE001  (Celery would swallow it and keep a child that can do nothing)
+        log.error("supervisor.did_not_start", error=type(error).__name__)
+        time.sleep(2)
+        os._exit(1)
+
+
+def _end_with_parent() -> None:
+    """No parent-death signal: Celery may fork a child from a thread, whose end would then count as the parent's."""
+    while os.getppid() == main_process:
+        time.sleep(0.3)
+    os._exit(1)
 
 
 @worker_process_shutdown.connect

@@ -3,13 +3,22 @@
 Everything here is one short transaction. LeaseLost means that another attempt owns the job: stop, write nothing.
 """
 
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-from app.errors import JobError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from sqlalchemy.orm import Session
+
+from app.errors import JobError, LeaseLost
 from app.records import job as jobs
 from app.records import job_event
 from app.records.session import Store
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -24,13 +33,43 @@ class Lease:
 
     def renew(self) -> bool:
         """Prolong by the lease's length. Returns whether the job should be cancelled."""
-        with self.store.write() as session:
-            return jobs.renew(session, self.job_id, self.token, self.seconds)
+        return self._write(lambda session: jobs.renew(session, self.job_id, self.token, self.seconds))
 
     def tell(self, kind: str, data: dict[str, Any], **job_values: Any) -> None:
         """An event, and what the job's row shows of it."""
-        with self.store.write() as session:
-            job_event.write(session, self.job_id, self.token, kind, data, **job_values)
+        self._write(lambda session: job_event.write(session, self.job_id, self.token, kind, data, **job_values))
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Renew from a thread while the block stores bytes, however long that takes."""
+        done = threading.Event()
+
+        def beat() -> None:
+            while not done.wait(self.seconds / 3):
+                try:
+                    self.renew()
+                except (LeaseLost, SQLAlchemyError):
+                    return  # the block's own next write will meet it
+
+        thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+    def _write(self, action: Callable[[Session], Result]) -> Result:
+        """One transaction; a database that is away is tried again until the lease would have run out."""
+        until = time.monotonic() + self.seconds
+        while True:
+            try:
+                with self.store.write() as session:
+                    return action(session)
+            except OperationalError:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.5)
 
     def fail(self, error: JobError) -> None:
         with self.store.write() as session:

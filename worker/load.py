@@ -4,7 +4,7 @@ import base64
 import shutil
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -55,7 +55,7 @@ class Warm:
         self._held: OrderedDict[tuple[str, str], Loaded] = OrderedDict()
 
     def get(self, key: tuple[str, str], make: Callable[[Path], Loaded]) -> Loaded:
-        if key not in self._held:
+        if key not in self._held or not self._held[key].directory.is_dir():
             self._held[key] = make(self._folder / key[0])
         self._held.move_to_end(key)
         while len(self._held) > KEEP:
@@ -102,20 +102,21 @@ def _network(
     blobs: LocalBlobs,
     device: torch.device,
 ) -> Loaded:
-    def make(directory: Path) -> Loaded:
-        module = by_name.family(part["family"])
-        try:
-            with blobs.open(part["manifest"]) as file:
-                manifest = weights.decode(file.read())
-            weights.materialise(manifest, blobs, directory)
-            network = module.load(directory, device)
-        except (BlobMissing, weights.CheckpointDamaged) as error:
-            raise JobError("checkpoint_damaged", "A stored checkpoint is incomplete or altered.") from error
-        except ValueError as error:
-            raise JobError("checkpoint_mismatch", str(error)) from error
-        return Loaded(network, directory, manifest, part["digest"], module)
+    try:
+        with blobs.open(part["manifest"]) as file:
+            manifest = weights.decode(file.read())
 
-    return warm.get((part["digest"], str(device)), make)
+        def make(directory: Path) -> Loaded:
+            module = by_name.family(part["family"])
+            weights.materialise(manifest, blobs, directory)
+            return Loaded(module.load(directory, device), directory, manifest, part["digest"], module)
+
+        warm_one = warm.get((part["digest"], str(device)), make)
+    except (BlobMissing, weights.CheckpointDamaged) as error:
+        raise JobError("checkpoint_damaged", "A stored checkpoint is incomplete or altered.") from error
+    except ValueError as error:
+        raise JobError("checkpoint_mismatch", str(error)) from error
+    return replace(warm_one, manifest=manifest)  # equal bytes may lie in other packs
 
 
 def _samples(message: dict[str, Any], blobs: LocalBlobs, base: Loaded) -> Samples:

@@ -5,6 +5,7 @@ leaves the process only sealed with the job's key.
 """
 
 import io
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 
 from app.errors import Stopped
-from app.privacy.sealing import seal, unseal
+from app.privacy.sealing import SealBroken, seal, unseal
 
 Tell = Callable[[str, dict[str, Any]], None]
 
@@ -35,14 +36,22 @@ class Progress:
             self._told = clock
             done = max(1, step - self._first)
             left = (clock - self._begun) / done * (total - step)
-            shown = {name: round(float(value), 6) for name, value in (figures or {}).items()}
+            shown = {name: _finite(float(value)) for name, value in (figures or {}).items()}
             self._tell("progress", {"step": step, "total": total, "seconds_left": round(left, 1), **shown})
         if (why := self._stop()) is not None:
             raise Stopped(why)
 
 
+def _finite(value: float) -> float | None:
+    """JSON has no NaN; a loss that left the numbers shows as null."""
+    return round(value, 6) if math.isfinite(value) else None
+
+
 class ResumableProgress:
-    """`on_step` and `resume` for a method, with state saved every `seconds` and when asked to drain."""
+    """`on_step` and `resume` for a method, with state saved every `seconds` and when asked to drain.
+
+    `context` names all that the state depends on: state that was sealed under another one is not gone on from.
+    """
 
     def __init__(
         self, tell: Tell, stop: Callable[[], str | None], key: bytes, context: bytes, scratch: Path, seconds: float
@@ -67,7 +76,11 @@ class ResumableProgress:
         """Restore what an earlier attempt saved. Returns the number of steps it had done."""
         if self.sealed is None:
             return 0
-        raw = unseal(self._key, self.sealed, self._context)
+        try:
+            raw = unseal(self._key, self.sealed, self._context)
+        except SealBroken:
+            self._tell("note", {"resume_state": "made from another base or retain set: starting over"})
+            return 0
         state = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
         moving["network"].load_state_dict(state["network"])
         moving["optimizer"].load_state_dict(state["optimizer"])

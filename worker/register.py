@@ -61,5 +61,7 @@ def register(
 def keep_resume_state(blobs: LocalBlobs, lease: Lease, path: str) -> str:
     """Put sealed resume state into the store under a name that the next save of this job replaces."""
     name = f"resume/{lease.job_id}"
+    lease.renew()  # a stale holder must not replace what a later attempt saved
     blobs.put(name, Path(path))
+    Path(path).unlink()
     return name

@@ -5,6 +5,7 @@ Everything that can be chosen was chosen before: the specification holds the res
 
 import base64
 import copy
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -52,7 +53,7 @@ def unlearn(
         tell,
         stop,
         base64.b64decode(specification["job_key"]),
-        f"resume/{specification['job']}".encode(),
+        resume_context(specification),
         material.scratch,
         specification["resume_seconds"],
     )
@@ -71,6 +72,13 @@ def unlearn(
         resume=progress.resume,
     )
     return time.monotonic() - begun
+
+
+def resume_context(specification: dict[str, Any]) -> bytes:
+    """Between two attempts of a job another request may have completed: then base and retain set are others."""
+    depends = {key: specification[key] for key in ("job", "base", "method", "recipe", "seed")}
+    positions = {name: message["positions"] for name, message in specification["sets"].items()}
+    return json.dumps([depends, positions], sort_keys=True).encode()
 
 
 def pack(

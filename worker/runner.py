@@ -34,16 +34,24 @@ class Pipe:
         os.dup2(2, 1)  # what libraries print goes to the log, not into the protocol
         self._lock = threading.Lock()
         self._stop: str | None = None
+        self._attempt: str | None = None
         self.jobs: queue.Queue[dict[str, Any]] = queue.Queue()
         threading.Thread(target=self._listen, daemon=True).start()
 
     def tell(self, kind: str, data: dict[str, Any]) -> None:
         with self._lock:
-            self._out.write(json.dumps({"kind": kind, "data": data}) + "\n")
+            message = {"kind": kind, "data": data, "attempt": self._attempt}
+            self._out.write(json.dumps(message, allow_nan=False) + "\n")
             self._out.flush()
 
     def stop(self) -> str | None:
         return self._stop
+
+    def next_job(self) -> dict[str, Any]:
+        """Waits for a job; whatever is told from then on belongs to this attempt of it."""
+        specification = self.jobs.get()
+        self._attempt = f"{specification['job']}-{specification['token']}"
+        return specification
 
     def _listen(self) -> None:
         for line in sys.stdin:
@@ -102,8 +110,9 @@ def main() -> None:
     os.umask(0o077)
     logs.configure()
     pipe, warm = Pipe(), Warm(Path(sys.argv[2]) / "networks")
+    pipe.tell("ready", {})
     while True:
-        attempt(pipe.jobs.get(), warm, pipe)
+        attempt(pipe.next_job(), warm, pipe)
 
 
 if __name__ == "__main__":

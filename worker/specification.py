@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from app import catalog
-from app.errors import JobError, Refused
-from app.privacy.sealing import KeyGone, Keyring
+from app.errors import JobError
+from app.privacy.sealing import KeyGone, Keyring, SealBroken
 from app.privacy.selection import Selection, check, label_map, read_index, read_wish, select
 from app.records import checkpoint as checkpoints
 from app.records import job as jobs
@@ -22,7 +22,7 @@ from app.records.model import Model
 from app.records.request import Request
 from app.records.session import Store
 from app.settings import Settings
-from app.storage import LocalBlobs
+from app.storage import BlobMissing, LocalBlobs
 from worker.lease import Lease
 
 
@@ -49,21 +49,20 @@ class _Rows:
 def specify(
     store: Store, lease: Lease, keyring: Keyring, blobs: LocalBlobs, settings: Settings, scratch: Path
 ) -> Specification:
-    """Raises JobError when a key is gone, or when nothing is left to keep."""
+    """Raises JobError when a key is gone, and Refused when nothing is left to keep."""
     rows = _read(store, lease)
     job, request, model = rows.job, rows.request, rows.model
+    if "retain" not in rows.sets:
+        raise JobError("no_retain_set", "The model has no retain set any more. PATCH it, then retry.")
     try:
         what = read_wish(request, keyring)
         indexes = {name: read_index(dataset, keyring, blobs) for name, dataset in rows.sets.items()}
         keys = {name: keyring.key(dataset.key_id) for name, dataset in rows.sets.items() if dataset.key_id}
         job_key = keyring.key(job.key_id)
-    except KeyGone:
+    except (KeyGone, BlobMissing, SealBroken):
         raise JobError("forget_set_purged", "The forget set is gone. Upload it again with a new request.") from None
-    try:
-        chosen = select(indexes["forget"], indexes["retain"], what, rows.tombstones, model.labels)
-        check(chosen)  # requests that completed since the POST may have taken the rest of the retain set
-    except Refused as refused:
-        raise JobError(refused.code.replace("-", "_"), f"{refused.rule} {refused.remedy}") from None
+    chosen = select(indexes["forget"], indexes["retain"], what, rows.tombstones, model.labels)
+    check(chosen)  # requests that completed since the POST may have taken the rest of the retain set
     message = {
         "job": job.id,
         "token": lease.token,
@@ -71,7 +70,6 @@ def specify(
         "recipe": request.recipe,
         "seed": request.seed,
         "kind": policy_kind(model.family, request.forget_kind),
-        "label": forget_label(what, indexes["forget"], model),
         "policy": model.policy,
         "evaluation": model.evaluation,
         "device": settings.device,
@@ -117,16 +115,6 @@ def policy_kind(family: str, forget_kind: str) -> str:
     """Which of a policy's lists applies: families that forget by label do so for an uploaded set, too."""
     kinds = catalog.FAMILIES[family].default_policy
     return forget_kind if forget_kind in kinds else ("samples" if "samples" in kinds else "class_label")
-
-
-def forget_label(what: dict[str, Any], source: dict[str, Any], model: Model) -> int | None:
-    """The model's number of the label to forget: named, or the only one of an uploaded set."""
-    if what.get("label") is not None:
-        return label_map([what["label"]], model.labels, "forget", secret=True)[0]
-    used = sorted({sample["label"] for sample in source["samples"]})
-    if what.get("ids") is None and len(used) == 1:
-        return label_map([source["labels"][used[0]]], model.labels, "forget", secret=True)[0]
-    return None
 
 
 def _network_message(model: Model, checkpoint: Checkpoint) -> dict[str, Any]:

@@ -14,17 +14,18 @@ from typing import Any
 
 import structlog
 
-from app.errors import JobError, LeaseLost
+from app.errors import JobError, LeaseLost, Refused
 from app.privacy import purge
 from app.privacy.sealing import Keyring
 from app.records.session import Store
 from app.settings import Settings
-from app.storage import LocalBlobs
+from app.storage import LocalBlobs, StorageFull
 from worker import register
 from worker.lease import Lease, claim
 from worker.specification import Specification, specify
 from worker.warm import Runner
 
+START_SECONDS = 120  # within which a runner has imported its libraries, on a slow disk too
 log = structlog.get_logger()
 
 
@@ -37,12 +38,13 @@ class Supervisor:
         self.blobs = LocalBlobs(settings.blob_root)
         self.keyring = Keyring(settings.key_root)
         self.scratch = private_scratch(settings.scratch)
-        self.runner = Runner(self.scratch)
+        self.runner, self._ready = Runner(self.scratch), False
 
     def look(self) -> int:
         """Take jobs until none is claimable. Returns how many ended or went back here."""
         count = 0
-        while not self.draining():
+        os.utime(self.scratch)  # still in use: the sweeper removes what nobody touched for days
+        while not self.draining() and self._runner_is_ready():
             lease = claim(self.store, self.name, self.settings.lease_seconds)
             if lease is None:
                 break
@@ -56,24 +58,48 @@ class Supervisor:
         self.store.close()
         shutil.rmtree(self.scratch, ignore_errors=True)
 
-    def _hold(self, lease: Lease) -> None:
+    def _runner_is_ready(self) -> bool:
+        """Whether the runner has its libraries: no job is claimed for one that cannot start."""
+        if not self.runner.alive():
+            self._replace_runner()
+        until = time.monotonic() + START_SECONDS
         try:
-            work = self.scratch / f"{lease.job_id}-{lease.token}"
-            specification = specify(self.store, lease, self.keyring, self.blobs, self.settings, work)
-            self._watch(lease, specification)
+            while not self._ready and time.monotonic() < until and not self.draining():
+                message = self.runner.receive(0.2)
+                self._ready = message is not None and message["kind"] == "ready"
+        except EOFError:
+            log.error("runner.did_not_start")
+            self._replace_runner()
+            time.sleep(2)
+        return self._ready
+
+    def _hold(self, lease: Lease) -> None:
+        """One attempt of a job, whatever happens: afterwards the lease is given back and the runner is idle or new."""
+        work = self.scratch / f"{lease.job_id}-{lease.token}"
+        try:
+            try:
+                self._watch(lease, specify(self.store, lease, self.keyring, self.blobs, self.settings, work))
+            except Refused as refused:
+                lease.fail(JobError(refused.code.replace("-", "_"), f"{refused.rule} {refused.remedy}"))
+            except StorageFull:
+                self._replace_runner()
+                lease.fail(JobError("storage_full", "The store has no room for the result. Free space, then retry."))
+            except LeaseLost:
+                raise
+            except JobError as error:
+                lease.fail(error)
+                log.warning("job.failed", code=error.code)
+            purge.after_job(self.store, self.keyring, self.blobs, lease.job_id, self.settings)
         except LeaseLost:
             log.warning("lease.lost", token=lease.token)
             self._replace_runner()
-        except JobError as error:
-            lease.fail(error)
-            log.warning("job.failed", code=error.code)
+        except Exception as error:  # noqa: BLE001  (the lease runs out, and the sweeper queues the job again)
+            log.error("attempt.broken", error=type(error).__name__)
+            self._replace_runner()
         finally:
-            shutil.rmtree(self.scratch / f"{lease.job_id}-{lease.token}", ignore_errors=True)
-        purge.after_job(self.store, self.keyring, self.blobs, lease.job_id, self.settings)
+            shutil.rmtree(work, ignore_errors=True)
 
     def _watch(self, lease: Lease, specification: Specification) -> None:
-        if not self.runner.alive():
-            self._replace_runner()
         self.runner.send({"run": specification.message})
         beat, stop = self.settings.lease_seconds / 3, _Stop(self.runner, self.settings.grace_seconds)
         renew_at = time.monotonic() + beat
@@ -83,17 +109,19 @@ class Supervisor:
             except EOFError:
                 self._runner_died(lease, stop)
                 return
-            if message and self._take(lease, specification, message, stop):
-                return
+            if message and message["attempt"] == f"{lease.job_id}-{lease.token}":
+                if self._take(lease, specification, message):
+                    return
+            elif message is None:
+                stop.press()
             if time.monotonic() >= renew_at:
                 if lease.renew():
                     stop.ask("cancelled")
                 renew_at = time.monotonic() + beat
             if self.draining():
                 stop.ask("drained")
-            stop.press()
 
-    def _take(self, lease: Lease, specification: Specification, message: dict[str, Any], stop: "_Stop") -> bool:
+    def _take(self, lease: Lease, specification: Specification, message: dict[str, Any]) -> bool:
         """One message of the runner. True when the job is over for this worker."""
         kind, data = message["kind"], message["data"]
         if kind == "stage":
@@ -103,10 +131,12 @@ class Supervisor:
         elif kind == "note":
             lease.tell("note", data)
         elif kind == "saved":
-            blob = register.keep_resume_state(self.blobs, lease, data["path"])
+            with lease.kept():
+                blob = register.keep_resume_state(self.blobs, lease, data["path"])
             lease.tell("resume_saved", {"step": data["step"]}, resume_blob=blob)
         elif kind == "done":
-            register.register(self.store, self.blobs, lease, specification, data)
+            with lease.kept():
+                register.register(self.store, self.blobs, lease, specification, data)
             log.info("job.succeeded", verdict=data["report"]["verdict"])
             self._spare(data["resident_mb"])
             return True
@@ -145,7 +175,7 @@ class Supervisor:
         self.runner.kill()
         shutil.rmtree(self.scratch, ignore_errors=True)
         self.scratch.mkdir(mode=0o700)
-        self.runner = Runner(self.scratch)
+        self.runner, self._ready = Runner(self.scratch), False
 
 
 class _Stop:
@@ -164,12 +194,12 @@ class _Stop:
         if self.why is None:
             return
         waited = time.monotonic() - self._asked_at
-        if waited > 2 * self._grace and self._pressed < 2:
-            self._pressed = 2
-            self._runner.kill()
-        elif waited > self._grace and self._pressed < 1:
+        if self._pressed == 0 and waited > self._grace:
             self._pressed = 1
             self._runner.terminate()
+        elif self._pressed == 1 and waited > 2 * self._grace:
+            self._pressed = 2
+            self._runner.strike()
 
 
 def private_scratch(root: Path) -> Path:

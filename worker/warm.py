@@ -66,10 +66,15 @@ class Runner:
     def terminate(self) -> None:
         self._signal(signal.SIGTERM)
 
+    def strike(self) -> None:
+        """SIGKILL to the whole group; the end of its output is what `receive` sees next."""
+        self._signal(signal.SIGKILL)
+
     def kill(self) -> None:
         """Ends the whole group and waits for it, so that memory and device are free on return."""
-        self._signal(signal.SIGKILL)
+        self.strike()
         self._process.wait()
+        self._ready.close()
         for pipe in (self._in, self._out):
             try:
                 pipe.close()
@@ -77,10 +82,11 @@ class Runner:
                 continue  # what the dead runner had not read yet
 
     def _signal(self, number: int) -> None:
-        try:
-            os.killpg(self._process.pid, number)
-        except ProcessLookupError:
-            self._process.poll()
+        if self._process.returncode is None:  # once reaped, the number may be another's
+            try:
+                os.killpg(self._process.pid, number)
+            except ProcessLookupError:
+                self._process.poll()
 
 
 def bare_environment() -> dict[str, str]:

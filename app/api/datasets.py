@@ -142,9 +142,9 @@ def delete_dataset(name: str, lethe: Lethe, key: Writer) -> None:
         raise Forbidden("requests:admin")
     with lethe.store.write() as session:
         used = models.uses_dataset(session, dataset.id) or datasets.used_by_request(session, dataset.id)
-        if used or not datasets.withdraw(session, dataset):
+        if used or not datasets.withdraw(session, dataset.id):
             raise Conflict("A model or a request uses this data set.", code="dataset-in-use")
-    purge.purge_dataset(lethe.store, lethe.keyring, lethe.blobs, dataset, "deleted by its owner")
+    purge.purge_withdrawn(lethe.store, lethe.keyring, lethe.blobs, dataset.id, "deleted by its owner")
 
 
 def _find(lethe: Deployment, name: str, key: ApiKey) -> Dataset:

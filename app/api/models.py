@@ -134,7 +134,7 @@ def list_models(
     """Registered models, newest first."""
     with lethe.store.read() as session:
         found = models.page(session, after=after, limit=limit + 1)
-        heads = {model.id: checkpoints.head(session, model.id).number for model in found}
+        heads = checkpoints.heads(session, [model.id for model in found])
     page = paged(found, limit, lambda model: model.id, request, response)
     return {**page, "data": [_out(model, heads[model.id]) for model in page["data"]]}
 

@@ -1,12 +1,15 @@
 """The erasure of what a request brought: unlink the key first, then the ciphertext, then say so in the history.
 
-A crash between those steps leaves unreadable bytes and is finished by the next sweep, so every step may be repeated.
+Whether something may go is decided under a lock on its row, in the transaction that records the erasure. A crash
+between the steps leaves unreadable bytes, and the next sweep finishes them, so every step may be repeated.
 """
 
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from app.privacy.sealing import Keyring
 from app.records import dataset as datasets
+from app.records import history
 from app.records import job as jobs
 from app.records import request as requests
 from app.records.base import now
@@ -17,45 +20,58 @@ from app.settings import Settings
 from app.storage import LocalBlobs
 
 ENDED = (jobs.Status.SUCCEEDED, jobs.Status.FAILED, jobs.Status.CANCELLED)
+FINAL = (requests.Status.COMPLETED, requests.Status.CANCELLED)
+RETRIABLE = (requests.Status.FAILED, requests.Status.EVALUATION_FAILED)
 
 
 def after_job(store: Store, keyring: Keyring, blobs: LocalBlobs, job_id: str, settings: Settings) -> None:
     """When a job has ended: its resume state at once, and the request's forget set if its retention is zero."""
-    with store.read() as session:
-        job = session.get_one(jobs.Job, job_id)
-        request = session.get_one(Request, job.request_id)
-    if job.status not in ENDED:
-        return
-    _erase_resume_state(keyring, blobs, job)
-    kept_for_retry = request.status in (requests.Status.FAILED, requests.Status.EVALUATION_FAILED)
-    if not kept_for_retry or settings.failed_retention_days == 0:
-        purge_request(store, keyring, blobs, request)
-
-
-def purge_request(store: Store, keyring: Keyring, blobs: LocalBlobs, request: Request) -> None:
-    """Erase the sealed set that the request adopted, and what is left of its jobs' resume state. A registered set that
-    it only pointed into stays."""
-    with store.read() as session:
-        work = jobs.of_request(session, request.id)
-        dataset = session.get(Dataset, request.forget_dataset_id) if request.forget_dataset_id else None
-    for job in work:
-        _erase_resume_state(keyring, blobs, job)
-    if dataset is not None and dataset.sealed and dataset.purged_at is None:
-        purge_dataset(store, keyring, blobs, dataset, "the request ended")
     with store.write() as session:
-        session.get_one(Request, request.id).purged_at = session.scalar(select(now()))
+        job = session.get_one(jobs.Job, job_id)
+        if job.status not in ENDED:
+            return
+        _erase_resume_state(keyring, blobs, job)
+    due = FINAL if settings.failed_retention_days > 0 else FINAL + RETRIABLE
+    purge_request(store, keyring, blobs, job.request_id, due)
 
 
-def purge_dataset(store: Store, keyring: Keyring, blobs: LocalBlobs, dataset: Dataset, why: str) -> None:
+def purge_request(
+    store: Store, keyring: Keyring, blobs: LocalBlobs, request_id: str, due: tuple[requests.Status, ...]
+) -> None:
+    """If the request's status is one of `due`: erase the sealed set that it adopted, and what is left of its jobs' resume
+    state. A registered set that it only pointed into stays."""
+    with store.write() as session:
+        request = session.get_one(Request, request_id, with_for_update=True)
+        if request.status not in due or request.purged_at is not None:
+            return
+        for job in jobs.of_request(session, request_id):
+            _erase_resume_state(keyring, blobs, job)
+        dataset = session.get(Dataset, request.forget_dataset_id) if request.forget_dataset_id else None
+        if dataset is not None and dataset.adopted_by == request_id:
+            _erase_dataset(session, keyring, blobs, dataset, "the request ended")
+        request.purged_at = session.scalar(select(now()))
+        history.write(session, "system", "request.purged", request_id, request_id)
+
+
+def purge_withdrawn(store: Store, keyring: Keyring, blobs: LocalBlobs, dataset_id: str, why: str) -> None:
+    """Erase a set that `datasets.withdraw` took out of reach."""
+    with store.write() as session:
+        dataset = session.get_one(Dataset, dataset_id, with_for_update=True)
+        if dataset.adopted_by == datasets.WITHDRAWN:
+            _erase_dataset(session, keyring, blobs, dataset, why)
+
+
+def _erase_dataset(session: Session, keyring: Keyring, blobs: LocalBlobs, dataset: Dataset, why: str) -> None:
+    if dataset.purged_at is not None:
+        return
     if dataset.key_id:
         keyring.destroy(dataset.key_id)
     blobs.delete(dataset.blob)
     blobs.delete(dataset.index_blob)
-    with store.write() as session:
-        datasets.purge(session, session.get_one(Dataset, dataset.id), "system", why)
+    datasets.purge(session, dataset, "system", why)
 
 
 def _erase_resume_state(keyring: Keyring, blobs: LocalBlobs, job: jobs.Job) -> None:
     keyring.destroy(job.key_id)
-    if job.resume_blob:
-        blobs.delete(job.resume_blob)
+    blobs.delete(f"resume/{job.id}")
+    job.resume_blob = None

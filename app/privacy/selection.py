@@ -90,7 +90,7 @@ def label_map(labels: list[str], model_labels: list[str], field: str, secret: bo
     for position, label in enumerate(labels):
         if label in model_labels:
             numbers.append(model_labels.index(label))
-        elif label.isdigit() and int(label) < len(model_labels):
+        elif label.isdecimal() and len(label) < 10 and int(label) < len(model_labels):
             numbers.append(int(label))
         else:
             name = f"label {position}" if secret else f"label {label!r}"

@@ -92,3 +92,10 @@ def numbers_of_requests(session: Session, request_ids: list[str]) -> dict[str, i
 def uses_blob(session: Session, blob: str) -> bool:
     named = (Checkpoint.pack == blob) | (Checkpoint.manifest == blob)
     return session.scalar(select(Checkpoint.id).where(named).limit(1)) is not None
+
+
+def heads(session: Session, model_ids: list[str]) -> dict[str, int]:
+    """The number of each model's newest released checkpoint."""
+    released = Checkpoint.model_id.in_(model_ids) & (Checkpoint.status == Status.RELEASED)
+    query = select(Checkpoint.model_id, func.max(Checkpoint.number)).where(released).group_by(Checkpoint.model_id)
+    return {str(row[0]): int(row[1]) for row in session.execute(query)}

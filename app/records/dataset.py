@@ -86,11 +86,11 @@ def adopt(session: Session, dataset: Dataset, request_id: str) -> bool:
     return changed(session, free.values(adopted_by=request_id))
 
 
-def withdraw(session: Session, dataset: Dataset) -> bool:
+def withdraw(session: Session, dataset_id: str) -> bool:
     """Make a set that is about to be erased unfit for adoption; false when a request that has not ended has it."""
     ended = select(Request.id).where(Request.id == Dataset.adopted_by, Request.status.in_(TERMINAL)).exists()
-    free = update(Dataset).where(Dataset.id == dataset.id, Dataset.adopted_by.is_(None) | ended)
-    return changed(session, free.values(adopted_by=WITHDRAWN))
+    free = Dataset.adopted_by.is_(None) | (Dataset.adopted_by == WITHDRAWN) | ended
+    return changed(session, update(Dataset).where(Dataset.id == dataset_id, free).values(adopted_by=WITHDRAWN))
 
 
 def used_by_request(session: Session, dataset_id: str) -> bool:
@@ -99,17 +99,13 @@ def used_by_request(session: Session, dataset_id: str) -> bool:
     return session.scalar(select(Request.id).where(active).limit(1)) is not None
 
 
-def unadopted(session: Session, older_than_seconds: float) -> list[Dataset]:
-    return list(
-        session.scalars(
-            select(Dataset).where(
-                Dataset.role == Role.FORGET,
-                Dataset.adopted_by.is_(None),
-                Dataset.purged_at.is_(None),
-                Dataset.created_at < now() - older_than_seconds,
-            )
-        )
+def unadopted(session: Session, older_than_seconds: float) -> list[str]:
+    """Forget sets that no request took in time, and sets of any role whose deletion was interrupted."""
+    waited = (
+        (Dataset.role == Role.FORGET) & Dataset.adopted_by.is_(None) & (Dataset.created_at < now() - older_than_seconds)
     )
+    query = select(Dataset.id).where(Dataset.purged_at.is_(None), waited | (Dataset.adopted_by == WITHDRAWN))
+    return list(session.scalars(query.limit(500)))
 
 
 def purge(session: Session, dataset: Dataset, actor: str, why: str) -> None:

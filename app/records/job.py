@@ -156,7 +156,10 @@ def cancel(session: Session, job_id: str, token: int, worker: str) -> Job:
 
 def release(session: Session, job_id: str, token: int, worker: str, why: str) -> Job:
     """Put a running job back without a crash: its worker drains."""
-    job = write_as_holder(session, job_id, token, status=Status.QUEUED, stage=None, lease_expires_at=None)
+    job = write_as_holder(session, job_id, token, stage=None)
+    if job.cancel_requested:
+        return cancel(session, job_id, token, worker)
+    job = write_as_holder(session, job_id, token, status=Status.QUEUED, lease_expires_at=None)
     history.write(session, worker, "job.released", job.id, job.request_id, {"why": why})
     requests.move(session, job.request_id, requests.Status.QUEUED, worker, why)
     return job
@@ -203,9 +206,10 @@ def of_requests(session: Session, request_ids: list[str]) -> list[Job]:
     return list(session.scalars(select(Job).where(Job.request_id.in_(request_ids)).order_by(Job.id)))
 
 
-def unrung(session: Session, older_than_seconds: float) -> bool:
-    waiting = select(Job.id).where(Job.status == Status.QUEUED, Job.created_at < now() - older_than_seconds)
-    return session.scalar(waiting.limit(1)) is not None
+def with_leftovers(session: Session) -> list[str]:
+    """Ended jobs whose resume state was not erased: their worker died just then."""
+    ended = Job.status.in_([Status.SUCCEEDED, Status.FAILED, Status.CANCELLED])
+    return list(session.scalars(select(Job.id).where(ended, Job.resume_blob.is_not(None)).limit(500)))
 
 
 def _finish(

@@ -1,6 +1,6 @@
-"""What must be sent after a commit, stored with the commit: so far, the bell."""
+"""What must be sent after a commit, stored with the commit and removed once it was sent: so far, the bell."""
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import delete, insert, select
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from app.records.base import Record, now
@@ -12,17 +12,16 @@ class OutboxEntry(Record):
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
     kind: Mapped[str]
     created_at: Mapped[float]
-    sent_at: Mapped[float | None] = mapped_column(index=True)
 
 
 def put(session: Session, kind: str) -> None:
-    session.execute(insert(OutboxEntry).values(kind=kind, created_at=now(), sent_at=None))
+    session.execute(insert(OutboxEntry).values(kind=kind, created_at=now()))
 
 
-def unsent(session: Session, kind: str) -> list[int]:
-    query = select(OutboxEntry.id).where(OutboxEntry.kind == kind, OutboxEntry.sent_at.is_(None))
+def waiting(session: Session, kind: str) -> list[int]:
+    query = select(OutboxEntry.id).where(OutboxEntry.kind == kind)
     return list(session.scalars(query.order_by(OutboxEntry.id).limit(1000)))
 
 
-def mark_sent(session: Session, ids: list[int]) -> None:
-    session.execute(update(OutboxEntry).where(OutboxEntry.id.in_(ids)).values(sent_at=now()))
+def remove(session: Session, ids: list[int]) -> None:
+    session.execute(delete(OutboxEntry).where(OutboxEntry.id.in_(ids)))

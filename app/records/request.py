@@ -110,10 +110,10 @@ def page(
     return list(session.scalars(query.where(Request.id < after) if after is not None else query))
 
 
-def past_retention(session: Session, failed_seconds: float) -> list[Request]:
+def past_retention(session: Session, failed_seconds: float) -> list[str]:
     """Ended requests whose forget set must go now: at once, or after `failed_seconds` where a retry is possible."""
     at_once = Request.status.in_([Status.COMPLETED, Status.CANCELLED])
     kept = Request.status.in_([Status.FAILED, Status.EVALUATION_FAILED]) & (
         Request.finished_at < now() - failed_seconds
     )
-    return list(session.scalars(select(Request).where(Request.purged_at.is_(None), at_once | kept).limit(500)))
+    return list(session.scalars(select(Request.id).where(Request.purged_at.is_(None), at_once | kept).limit(500)))

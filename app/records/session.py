@@ -38,8 +38,10 @@ class Store:
 def _engine(url: str) -> Engine:
     if not url.startswith("sqlite"):
         encoding = {"client_encoding": "utf8"}  # whatever the database was made with
-        return create_engine(url, pool_pre_ping=True, pool_size=10, max_overflow=30, connect_args=encoding)
-    engine = create_engine(url, connect_args={"check_same_thread": False, "timeout": 30})
+        return create_engine(
+            url, pool_pre_ping=True, pool_size=10, max_overflow=30, hide_parameters=True, connect_args=encoding
+        )
+    engine = create_engine(url, hide_parameters=True, connect_args={"check_same_thread": False, "timeout": 30})
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine

@@ -238,3 +238,12 @@ def test_the_database_refuses_to_change_history(lethe: Deployment, statement: st
         session.execute(text(statement))
     with lethe.store.read() as session:
         assert [entry.actor for entry in history.page(session, after=None, limit=5)] == ["test"]
+
+
+def test_a_cancel_that_meets_a_drain_is_not_forgotten(lethe: Deployment) -> None:
+    job_id = add_job(lethe, add_model(lethe))
+    claim(lethe)
+    with lethe.store.write() as session:
+        jobs.ask_to_cancel(session, job_id, "key:x")
+        jobs.release(session, job_id, 1, "worker:a", "drained")
+    assert [each.status for each in read(lethe, job_id)] == ["cancelled", "cancelled"]

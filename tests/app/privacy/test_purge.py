@@ -1,0 +1,110 @@
+"""What may be erased, when: never under a request that runs, always once it ended, and whole after an interruption."""
+
+import pytest
+
+from app import sweeper
+from app.deployment import Deployment
+from app.privacy import purge
+from app.records import dataset as datasets
+from app.records import job as jobs
+from app.records import request as requests
+from app.records.base import new_id
+from app.records.dataset import Dataset
+from app.records.request import Request
+from tests.app.records.test_job import add_job, add_model, claim
+
+
+def add_forget_set(lethe: Deployment, adopted_by: str | None = None) -> str:
+    dataset_id = new_id("ds")
+    lethe.keyring.new_key(dataset_id)
+    dataset = Dataset(
+        id=dataset_id, name=None, role="forget", labels=[], count=1, bytes=1, created_by="test", adopted_by=adopted_by
+    )
+    lethe.blobs.put(dataset.blob, b"sealed")
+    lethe.blobs.put(dataset.index_blob, b"sealed")
+    with lethe.store.write() as session:
+        datasets.add(session, dataset)
+    return dataset_id
+
+
+def add_request(lethe: Deployment) -> tuple[str, str, str]:
+    """A queued request with an adopted set; ids of the job, the request and the set."""
+    job_id = add_job(lethe, add_model(lethe))
+    with lethe.store.read() as session:
+        request_id = session.get_one(jobs.Job, job_id).request_id
+    dataset_id = add_forget_set(lethe, request_id)
+    with lethe.store.write() as session:
+        session.get_one(Request, request_id).forget_dataset_id = dataset_id
+    lethe.keyring.new_key(job_id)
+    lethe.blobs.put(f"resume/{job_id}", b"state")
+    return job_id, request_id, dataset_id
+
+
+def gone(lethe: Deployment, dataset_id: str) -> bool:
+    with lethe.store.read() as session:
+        recorded = session.get_one(Dataset, dataset_id).purged_at is not None
+    exists = lethe.keyring.exists(dataset_id) or lethe.blobs.exists(f"datasets/{dataset_id}/images")
+    assert recorded is not exists
+    return recorded
+
+
+def test_a_completed_request_loses_its_set_and_resume_state(lethe: Deployment) -> None:
+    job_id, _, dataset_id = add_request(lethe)
+    claim(lethe)
+    with lethe.store.write() as session:
+        jobs.succeed(session, job_id, 1, "worker:a", True, {})
+    purge.after_job(lethe.store, lethe.keyring, lethe.blobs, job_id, lethe.settings)
+    assert gone(lethe, dataset_id)
+    assert not lethe.keyring.exists(job_id) and not lethe.blobs.exists(f"resume/{job_id}")
+
+
+def test_a_failed_request_keeps_its_set_for_a_retry_but_not_its_resume_state(lethe: Deployment) -> None:
+    job_id, request_id, dataset_id = add_request(lethe)
+    claim(lethe)
+    with lethe.store.write() as session:
+        jobs.fail(session, job_id, 1, "worker:a", {"code": "x", "detail": ""})
+    purge.after_job(lethe.store, lethe.keyring, lethe.blobs, job_id, lethe.settings)
+    assert not gone(lethe, dataset_id) and not lethe.keyring.exists(job_id)
+    with lethe.store.write() as session:
+        requests.move(session, request_id, requests.Status.QUEUED, "key:x", "retried")
+    purge.after_job(lethe.store, lethe.keyring, lethe.blobs, job_id, lethe.settings)
+    sweeper.sweep(lethe)
+    assert not gone(lethe, dataset_id)
+
+
+@pytest.mark.parametrize("status", ["queued", "running"])
+def test_nothing_of_an_active_request_is_erased(lethe: Deployment, status: str) -> None:
+    job_id, _, dataset_id = add_request(lethe)
+    if status == "running":
+        claim(lethe)
+    purge.after_job(lethe.store, lethe.keyring, lethe.blobs, job_id, lethe.settings)
+    sweeper.sweep(lethe)
+    assert not gone(lethe, dataset_id) and lethe.keyring.exists(job_id)
+
+
+def test_an_interrupted_deletion_is_finished_by_the_sweeper(lethe: Deployment) -> None:
+    dataset_id = add_forget_set(lethe)
+    with lethe.store.write() as session:
+        assert datasets.withdraw(session, dataset_id)
+        assert not datasets.adopt(session, session.get_one(Dataset, dataset_id), "req_x")
+    assert not gone(lethe, dataset_id)
+    sweeper.sweep(lethe)
+    assert gone(lethe, dataset_id)
+
+
+def test_resume_state_that_a_dead_worker_left_is_swept(lethe: Deployment) -> None:
+    job_id, _, _ = add_request(lethe)
+    claim(lethe)
+    with lethe.store.write() as session:
+        jobs.write_as_holder(session, job_id, 1, resume_blob=f"resume/{job_id}")
+        jobs.fail(session, job_id, 1, "worker:a", {"code": "x", "detail": ""})
+    sweeper.sweep(lethe)
+    assert not lethe.keyring.exists(job_id) and not lethe.blobs.exists(f"resume/{job_id}")
+
+
+def test_a_fresh_unadopted_set_stays_and_an_old_one_goes(lethe: Deployment) -> None:
+    old, fresh = add_forget_set(lethe), add_forget_set(lethe)
+    with lethe.store.write() as session:
+        session.get_one(Dataset, old).created_at -= 25 * 3600
+    sweeper.sweep(lethe)
+    assert gone(lethe, old) and not gone(lethe, fresh)
