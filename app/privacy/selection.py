@@ -55,7 +55,11 @@ def select(
     if what.get("ids") is not None:
         forget = _by_id(samples, what["ids"])
     elif what.get("label") is not None:
-        (wanted,) = label_map([what["label"]], model_labels, "forget.class_label", secret=True)
+        wanted = _number(what["label"], model_labels)
+        if wanted is None:
+            raise Refused(
+                "unknown-label", "forget.class_label", "The model has no such label.", "See GET /v1/models/{name}."
+            )
         numbers = label_map(source["labels"], model_labels, "forget.dataset", secret=True)
         forget = [at for at in forget if numbers[samples[at]["label"]] == wanted]
     fingerprints = {samples[at]["fingerprint"] for at in forget}
@@ -88,11 +92,8 @@ def label_map(labels: list[str], model_labels: list[str], field: str, secret: bo
     """The model's label number for each of a set's labels: by name, or by number where the name is one."""
     numbers = []
     for position, label in enumerate(labels):
-        if label in model_labels:
-            numbers.append(model_labels.index(label))
-        elif label.isdecimal() and len(label) < 10 and int(label) < len(model_labels):
-            numbers.append(int(label))
-        else:
+        number = _number(label, model_labels)
+        if number is None:
             name = f"label {position}" if secret else f"label {label!r}"
             raise Refused(
                 "unknown-label",
@@ -100,7 +101,15 @@ def label_map(labels: list[str], model_labels: list[str], field: str, secret: bo
                 f"The model has no {name} of this set.",
                 f"The model knows {len(model_labels)} labels; name the folders after them or their numbers.",
             )
+        numbers.append(number)
     return numbers
+
+
+def _number(label: str, model_labels: list[str]) -> int | None:
+    if label in model_labels:
+        return model_labels.index(label)
+    by_number = label.isdecimal() and len(label) < 10 and int(label) < len(model_labels)
+    return int(label) if by_number else None
 
 
 def _by_id(samples: list[dict[str, Any]], ids: list[str]) -> list[int]:

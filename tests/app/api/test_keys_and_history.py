@@ -98,7 +98,8 @@ def test_the_history_is_filtered_by_request_actor_action_resource_and_time(world
 
     job = first["jobs"][0]["id"]
     assert found(request=first["id"]) == [
-        ("request.received", first["id"]), ("job.queued", job), ("job.cancelled", job), ("request.cancelled", first["id"])
+        ("request.received", first["id"]), ("job.queued", job), ("job.cancelled", job), ("request.cancelled", first["id"]),
+        ("request.purged", first["id"]),
     ]  # fmt: skip
     assert found(resource=second["id"]) == [("request.received", second["id"])]
     (entry,) = world.admin.get("/v1/history", params={"request": first["id"], "action": "request.cancelled"}).json()[

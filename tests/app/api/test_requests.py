@@ -72,7 +72,7 @@ def test_a_post_is_accepted_durable_and_says_where_to_look(world: World) -> None
     follow = world.requester.get(answer.headers["location"])
     assert follow.json() == made and follow.headers["retry-after"] == "1"
     with world.lethe.store.read() as session:
-        assert outbox.unsent(session, "ring")
+        assert outbox.waiting(session, "ring")
     assert world.lethe.keyring.exists(made["id"]) and world.lethe.keyring.exists(job_of(made))
     actions = [each["action"] for each in world.admin.get("/v1/history", params={"request": made["id"]}).json()["data"]]
     assert actions == ["request.received", "job.queued"]
