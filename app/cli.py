@@ -9,15 +9,16 @@ from typing import Any
 import click
 import httpx
 import uvicorn
+from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Column, Table
 
 from app import logs, migration
 from app.catalog_view import catalogue
-from app.client import Damaged, Lethe, Problem
+from app.client import DEFAULT_URL, Damaged, Lethe, Problem
 from app.deployment import deploy
 from app.display import Watcher, show_report
-from app.embedded import run_embedded, wait_for_dependencies
+from app.embedded import run_embedded, wait_for_dependencies, worker_command
 from app.records import api_key as api_keys
 from app.records.session import Store
 from app.settings import Settings, settings
@@ -35,6 +36,13 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except Problem as problem:
             _complain(problem.document, as_json)
+        except httpx.TransportError as error:
+            address = os.environ.get("LETHE_URL", DEFAULT_URL)
+            detail = f"no server answers at {address} ({error}): start `lethe up`, or set LETHE_URL"
+            _complain({"title": "No server", "detail": detail}, as_json)
+        except ValidationError as error:
+            wrong = error.errors()[0]
+            _complain({"title": "Refused", "detail": f"LETHE_{str(wrong['loc'][0]).upper()}: {wrong['msg']}"}, as_json)
         except (Damaged, OSError, httpx.HTTPError) as error:
             _complain({"title": type(error).__name__, "detail": str(error) or "no answer"}, as_json)
         sys.exit(1)
@@ -47,7 +55,7 @@ def _complain(document: dict[str, Any], as_json: bool) -> None:
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
-    """Make models forget, on request, with proof. LETHE_URL and LETHE_KEY name the server and your key."""
+    """Make models forget, on request, with evidence. LETHE_URL and LETHE_KEY name the server and your key."""
     logs.configure()
 
 
@@ -82,24 +90,7 @@ def serve() -> None:
 def work(name: str) -> None:
     """One GPU worker with its warm runner. It waits for its database and broker."""
     wait_for_dependencies(settings(), schema=True)
-    node = ["-n", name] if name else []
-    os.execv(
-        sys.executable,
-        [
-            sys.executable,
-            "-m",
-            "celery",
-            "-q",
-            "-A",
-            "worker.celery_app",
-            "worker",
-            "-l",
-            "warning",
-            "-Q",
-            "gpu",
-            *node,
-        ],
-    )
+    os.execv(sys.executable, worker_command(*(["-n", name] if name else [])))
 
 
 @main.command()
@@ -300,8 +291,13 @@ def pull(version: str, target: Path, reason: str | None, as_json: bool) -> None:
     """Download a version (default: head) into TARGET, checked by digest."""
     model, _, number = version.partition(":")
     with Lethe() as lethe, Watcher(Console(stderr=True)) as watcher:
-        lethe.pull(model, number or "head", target, reason, on_bytes=watcher.bytes)
-    click.echo(json.dumps({"path": str(target)}) if as_json else f"{version} is in {target}")
+        found = lethe.call("GET", f"/v1/models/{model}/checkpoints/{number or 'head'}")
+        lethe.pull(model, found["number"], target, reason, on_bytes=watcher.bytes)
+    origin = f"made for {found['request']}" if found["request"] else "the base as registered"
+    line = f"{model} version {found['number']} ({found['status']}, {origin}) is in {target}"
+    click.echo(
+        json.dumps({"path": str(target), "number": found["number"], "status": found["status"]}) if as_json else line
+    )
 
 
 def _watch(lethe: Lethe, request_id: str, as_json: bool) -> None:
@@ -310,6 +306,9 @@ def _watch(lethe: Lethe, request_id: str, as_json: bool) -> None:
     click.echo(
         json.dumps(done, indent=2) if as_json else f"{done['id']} {done['status']} {done['reason'] or ''}".strip()
     )
+    if done["status"] == "evaluation_failed" and not as_json:
+        show_report(console, lethe.report(done["model"], done["checkpoint"]))
+        click.echo(f"version {done['checkpoint']} is in quarantine: a threshold was missed or could not be measured")
     if done["status"] != "completed":
         sys.exit(1)
 

@@ -20,6 +20,7 @@ import httpx
 
 ARCHIVE = {"Content-Type": "application/octet-stream"}
 PATIENT = httpx.Timeout(60.0, read=3600.0)  # the server unpacks, checks and stores before it answers
+DEFAULT_URL = "http://127.0.0.1:8765"
 ENDED = ("completed", "evaluation_failed", "failed", "cancelled")
 
 
@@ -41,7 +42,7 @@ class Lethe:
     """A connection to one server. Use it as a context manager, or call `close`."""
 
     def __init__(self, url: str | None = None, key: str | None = None, timeout: float = 60.0) -> None:
-        address = url or os.environ.get("LETHE_URL", "http://127.0.0.1:8765")
+        address = url or os.environ.get("LETHE_URL", DEFAULT_URL)
         token = key or os.environ.get("LETHE_KEY", "")
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         self.http = httpx.Client(base_url=address, headers=headers, timeout=timeout)

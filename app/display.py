@@ -80,7 +80,7 @@ def show_report(console: Console, report: dict[str, Any]) -> None:
             {True: "yes", False: "NO", None: "" if rule is None else "not measured"}[figure["passed"]],
         )
     console.print(table)
-    console.print(f"verdict: [bold]{report['verdict']}[/]")
+    console.print(f"verdict: [bold]{report['verdict']}[/]   not tested: {', '.join(report.get('not_tested', []))}")
 
 
 def _number(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -18,6 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from app import migration
 from app.deployment import Deployment, deploy
 from app.main import create_app
+from app.queue import QUEUE
 from app.records import api_key as api_keys
 from app.records.session import Store
 from app.settings import Settings
@@ -29,6 +31,9 @@ def run_embedded(settings: Settings) -> int:
     """Until Ctrl-C or TERM: then the server answers what it has, and the worker gives its job back. Exit status."""
     lethe = deploy(settings)
     migration.upgrade(lethe.store)
+    with socket.socket() as probe:  # before the admin key is shown, which happens once
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind((settings.host, settings.port))
     _greet(lethe)
     worker = _Worker(settings)
     config = uvicorn.Config(
@@ -42,6 +47,12 @@ def run_embedded(settings: Settings) -> int:
     finally:
         worker.stop()
     return 0
+
+
+def worker_command(*options: str) -> list[str]:
+    """The Celery worker, started by name: the server's side never imports it."""
+    program = [sys.executable, "-m", "celery", "-q", "-A", "worker.celery_app", "worker"]
+    return [*program, "-l", "warning", "-Q", QUEUE, "--without-gossip", "--without-mingle", *options]
 
 
 def wait_for_dependencies(settings: Settings, schema: bool, seconds: float = 120) -> None:
@@ -119,19 +130,4 @@ class _Worker:
         data, parent = str(self._settings.data.absolute()), str(os.getpid())
         environment = {**os.environ, "LETHE_DATA": data, "LETHE_PARENT": parent}
         home = Path(__file__).resolve().parent.parent
-        command = [
-            sys.executable,
-            "-m",
-            "celery",
-            "-q",
-            "-A",
-            "worker.celery_app",
-            "worker",
-            "-l",
-            "warning",
-            "-Q",
-            "gpu",
-        ]
-        return subprocess.Popen(
-            [*command, "--without-gossip", "--without-mingle"], env=environment, cwd=home, start_new_session=True
-        )
+        return subprocess.Popen(worker_command(), env=environment, cwd=home, start_new_session=True)

@@ -18,8 +18,8 @@ ABOUT = """Ask a model to forget, and get a new version with evidence.
 3. `GET /v1/models/{name}/checkpoints/{number}/report`, then `/archive` or `/files/{path}`.
 
 Every route needs `Authorization: Bearer <key>` but for the health routes and the catalogue. Every error is an
-`application/problem+json` document (RFC 9457) with a stable `type`, `errors[]` naming field, rule and remedy, and the
-`request_id` that the server's log has. Lists are paged by cursor: pass `next` as `after`.
+`application/problem+json` document (RFC 9457) with a stable `type`, the `request_id` that the server's log has and,
+where the input is at fault, `errors[]` naming field, rule and remedy. Lists are paged by cursor: pass `next` as `after`.
 """
 
 

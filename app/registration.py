@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy.orm import Session
 
 from app import catalog, weights
 from app.deployment import Deployment
@@ -201,8 +202,27 @@ def resolve_sets(
                     "It does not know as many labels as the model.",
                     "Train it on the model's labels.",
                 )
+            if not _can_reject(lethe, session, known):
+                raise Refused(
+                    "judge-never-rejects",
+                    "judge",
+                    "It must be able to answer that an image is none of its labels, or noise would look like forgetting.",
+                    "Give it a label 'none', or set reject_below in its config.json, and register it anew.",
+                )
             ids["judge_id"] = known.id
     return ids
+
+
+def _can_reject(lethe: Deployment, session: Session, judge: Model) -> bool:
+    """By a label of its own for that, or by a confidence that its config.json asks for."""
+    if any(label.lower() in REJECT_LABELS for label in judge.labels):
+        return True
+    with lethe.blobs.open(checkpoints.head(session, judge.id).manifest) as file:
+        manifest = weights.decode(file.read())
+    size = manifest.file("config.json").size
+    config = json.loads(b"".join(weights.open_range(manifest, lethe.blobs, "config.json", 0, size)))
+    threshold = config.get("reject_below", 0)
+    return isinstance(threshold, int | float) and threshold > 0
 
 
 def _taken() -> Conflict:

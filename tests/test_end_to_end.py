@@ -56,7 +56,7 @@ def test_samples_are_forgotten_and_the_weights_come_back(running: Running, tmp_p
 def test_an_uploaded_set_is_forgotten_then_gone(running: Running, tmp_path: Path) -> None:
     client = running.client
     directory = tiny.write("unet", tmp_path / "unet")
-    judge = tiny.write("vit", tmp_path / "judge")
+    judge = tiny.write("vit", tmp_path / "judge", reject_below=0.2)
     name = "generator"
     client.upload_dataset(pictures.imagefolder(seed=3), "retain", f"{name}-retain")
     client.upload_dataset(pictures.imagefolder(seed=4), "test", f"{name}-test")

@@ -25,8 +25,9 @@ NETWORKS = {
 FAMILIES: dict[str, ModuleType] = {"class_diffusion": class_diffusion, "image_classifier": image_classifier}
 
 
-def write(name: str, directory: Path, seed: int = 0, labels: int = LABELS) -> Path:
-    """Save the tiny network `name` with fresh weights; the directory is like one that a user registers."""
+def write(name: str, directory: Path, seed: int = 0, labels: int = LABELS, reject_below: float = 0.0) -> Path:
+    """Save the tiny network `name` with fresh weights; the directory is like one that a user registers. With `reject_below`
+    it may judge."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         BUILDERS[name](labels).save_pretrained(directory)
@@ -36,6 +37,9 @@ def write(name: str, directory: Path, seed: int = 0, labels: int = LABELS) -> Pa
     else:
         rules = {"size": {"height": SIZE, "width": SIZE}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
         (directory / "preprocessor_config.json").write_text(json.dumps(rules, indent=2) + "\n")
+    if reject_below:
+        config = json.loads((directory / "config.json").read_text()) | {"reject_below": reject_below}
+        (directory / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     return directory
 
 

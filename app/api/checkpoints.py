@@ -18,6 +18,7 @@ from app.weights import Manifest
 
 router = APIRouter(prefix="/v1/models/{name}/checkpoints", tags=["checkpoints"])
 Reader = Annotated[ApiKey, Depends(need("models:read"))]
+Concept = Annotated[ApiKey, Depends(need("requests:concept"))]
 
 
 class FileOut(BaseModel):
@@ -65,6 +66,9 @@ def get_report(name: str, number: str, lethe: Lethe, key: Reader) -> dict[str, A
     report = find_checkpoint(lethe, name, number)[1].report
     if not report:
         raise NotFound("report: version 1 is the base as registered")
+    if "requests:concept" not in key.scopes:  # figures by label would tell which one was to be forgotten
+        hidden = [{name: value for name, value in row.items() if name != "by_label"} for row in report["figures"]]
+        return {**report, "figures": hidden}
     return report
 
 
@@ -78,8 +82,8 @@ def get_report(name: str, number: str, lethe: Lethe, key: Reader) -> dict[str, A
         }
     },
 )
-def get_picture(name: str, number: str, picture: str, lethe: Lethe, key: Reader) -> Response:
-    """A PNG of the report."""
+def get_picture(name: str, number: str, picture: str, lethe: Lethe, key: Concept) -> Response:
+    """A PNG of the report. It shows what was to be forgotten, so it needs the scope requests:concept."""
     checkpoint = find_checkpoint(lethe, name, number)[1]
     if picture not in checkpoint.report.get("pictures", []):
         raise NotFound("picture")

@@ -112,7 +112,11 @@ def list_datasets(
 
 @router.get("/{name}", response_model=DatasetOut)
 def get_dataset(name: str, lethe: Lethe, key: Reader) -> dict[str, Any]:
-    """One data set, by id or name."""
+    """One data set, by id or name; a purged one by its id, so that its owner can see that it is gone."""
+    with lethe.store.read() as session:
+        purged = session.get(Dataset, name)
+    if purged is not None and purged.purged_at is not None and _may_see(purged, key):
+        return _out(purged)
     return _one(lethe, name, key)
 
 
@@ -150,9 +154,13 @@ def delete_dataset(name: str, lethe: Lethe, key: Writer) -> None:
 def _find(lethe: Deployment, name: str, key: ApiKey) -> Dataset:
     with lethe.store.read() as session:
         dataset = datasets.find(session, name)
-    if dataset is None or (dataset.sealed and dataset.created_by != key.actor and "requests:admin" not in key.scopes):
+    if dataset is None or not _may_see(dataset, key):
         raise NotFound("data set")
     return dataset
+
+
+def _may_see(dataset: Dataset, key: ApiKey) -> bool:
+    return not dataset.sealed or dataset.created_by == key.actor or "requests:admin" in key.scopes
 
 
 def _one(lethe: Deployment, name: str, key: ApiKey) -> dict[str, Any]:
@@ -168,7 +176,7 @@ def _out(dataset: Dataset) -> dict[str, Any]:
         "count": dataset.count,
         "bytes": dataset.bytes,
         "sealed": dataset.sealed,
-        "adopted_by": dataset.adopted_by,
+        "adopted_by": None if dataset.adopted_by == datasets.WITHDRAWN else dataset.adopted_by,
         "created_at": moment(dataset.created_at),
         "purged_at": moment(dataset.purged_at),
     }

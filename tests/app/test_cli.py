@@ -128,11 +128,13 @@ def test_watching_a_request_that_fails_exits_with_one(world: World) -> None:
 
 def test_pull_takes_the_head_or_a_version(world: World, tmp_path: Path) -> None:
     number, directory = add_version(world, tmp_path)
-    assert answer("pull", "digits", str(tmp_path / "head")) == {"path": str(tmp_path / "head")}
+    pulled = answer("pull", "digits", str(tmp_path / "head"))
+    assert pulled == {"path": str(tmp_path / "head"), "number": number, "status": "released"}
     assert {path.name: path.read_bytes() for path in (tmp_path / "head").iterdir()} == {
         path.name: path.read_bytes() for path in directory.iterdir()
     }
-    assert f"digits:{number} is in" in lethe("pull", f"digits:{number}", str(tmp_path / "numbered")).stdout
+    told = lethe("pull", f"digits:{number}", str(tmp_path / "numbered")).stdout
+    assert f"digits version {number} (released, " in told
     lethe("pull", "digits:999", str(tmp_path / "absent"), status=1)
 
 
@@ -157,8 +159,8 @@ def test_refusals_are_one_line_or_a_problem_document(world: World) -> None:
 def test_a_server_that_is_away_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LETHE_URL", "http://127.0.0.1:9")
     result = lethe("requests", status=1)
-    assert result.stderr.startswith("ConnectError: ") and "Traceback" not in result.output
-    assert json.loads(lethe("requests", "--json", status=1).stderr)["title"] == "ConnectError"
+    assert result.stderr.startswith("No server: ") and "Traceback" not in result.output
+    assert json.loads(lethe("requests", "--json", status=1).stderr)["title"] == "No server"
 
 
 def test_a_report_is_shown_as_a_table(world: World, capsys: pytest.CaptureFixture[str]) -> None:

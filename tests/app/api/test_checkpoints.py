@@ -10,6 +10,8 @@ import pytest
 import torch
 from transformers import ViTForImageClassification
 
+from app.records import checkpoint as checkpoints
+from app.records import model as models
 from app.records.checkpoint import Status
 from tests.app.api.deployed import World, add_version, refused, stored
 
@@ -39,10 +41,24 @@ def test_versions_that_are_not_there(world: World, number: str) -> None:
 def test_report_and_pictures_of_a_version(world: World, tmp_path: Path) -> None:
     number, _ = add_version(world, tmp_path)
     assert world.requester.get(f"{BASE}/{number}/report").json()["verdict"] == "passed"
-    picture = world.requester.get(f"{BASE}/{number}/pictures/grid.png")
+    refused(world.requester.get(f"{BASE}/{number}/pictures/grid.png"), 403, "missing-scope")
+    picture = world.admin.get(f"{BASE}/{number}/pictures/grid.png")
     assert picture.headers["content-type"] == "image/png" and picture.content.startswith(b"\x89PNG")
-    refused(world.requester.get(f"{BASE}/{number}/pictures/other.png"), 404)
+    refused(world.admin.get(f"{BASE}/{number}/pictures/other.png"), 404)
     refused(world.requester.get(f"{BASE}/1/report"), 404, "not-found")
+
+
+def test_figures_by_label_are_for_keys_that_may_know_the_concept(world: World, tmp_path: Path) -> None:
+    number, _ = add_version(world, tmp_path)
+    with world.lethe.store.write() as session:
+        model = models.find(session, "digits")
+        assert model is not None
+        version = checkpoints.find(session, model.id, number)
+        assert version is not None
+        version.report = {**version.report, "figures": [{"name": "per_class_accuracy", "by_label": {"3": 0.0}}]}
+    (shown,) = world.admin.get(f"{BASE}/{number}/report").json()["figures"]
+    (hidden,) = world.requester.get(f"{BASE}/{number}/report").json()["figures"]
+    assert shown["by_label"] == {"3": 0.0} and hidden == {"name": "per_class_accuracy"}
 
 
 def test_each_file_of_each_version_is_what_save_pretrained_wrote(world: World, tmp_path: Path) -> None:

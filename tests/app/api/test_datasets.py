@@ -141,7 +141,9 @@ def test_deletion_erases_key_and_bytes(world: World) -> None:
     assert world.requester.delete(f"/v1/datasets/{set_id}").status_code == 204
     assert not world.lethe.keyring.exists(set_id)
     assert list(world.lethe.blobs.list(f"datasets/{set_id}/")) == []
-    refused(world.requester.get(f"/v1/datasets/{set_id}"), 404)
+    shown = world.requester.get(f"/v1/datasets/{set_id}").json()
+    assert shown["purged_at"] is not None and shown["adopted_by"] is None
+    refused(world.stranger.get(f"/v1/datasets/{set_id}"), 404)
     refused(world.requester.delete(f"/v1/datasets/{set_id}"), 404)
     purged = world.admin.get("/v1/history", params={"resource": set_id, "action": "dataset.purged"}).json()["data"]
     assert len(purged) == 1

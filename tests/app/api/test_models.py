@@ -139,7 +139,10 @@ def test_a_generator_takes_a_judge_that_knows_its_labels(world: World, tmp_path:
     settings = {"sampling_steps": 5, "guidance_scale": 3}
     options = {"family": "class_diffusion", "retain": "train-set", "evaluation": settings}
     refused(register(world, "painter", unet, judge="narrow", **options), 422, "judge-mismatch", "judge")
-    answer = register(world, "painter", unet, judge="digits", **options)
+    refused(register(world, "painter", unet, judge="digits", **options), 422, "judge-never-rejects", "judge")
+    judge = tiny.write("vit", tmp_path / "judge", reject_below=0.5)
+    assert register(world, "judge", judge).status_code == 201
+    answer = register(world, "painter", unet, judge="judge", **options)
     assert answer.status_code == 201
     assert (answer.json()["evaluation"]["sampling_steps"], answer.json()["evaluation"]["guidance_scale"]) == (5, 3.0)
     assert answer.json()["evaluation"]["forget_samples"] == 500

@@ -16,6 +16,7 @@ from tests.conftest import client_for
 OPEN = ("/healthz", "/readyz", "/v1/catalog")
 MARKER = "anna-smith-1984"
 ADMINS = {
+    ("get", "/v1/models/{name}/checkpoints/{number}/pictures/{picture}"),
     ("post", "/v1/uploads"), ("post", "/v1/models"), ("patch", "/v1/models/{name}"), ("get", "/v1/history"),
     ("post", "/v1/keys"), ("get", "/v1/keys"), ("delete", "/v1/keys/{key_id}"),
 }  # fmt: skip

@@ -277,13 +277,15 @@ def test_dates_that_cannot_be_meant_are_refused(world: World, field: str, value:
 
 
 def test_a_generator_needs_a_judge_and_forgets_one_label(world: World, tmp_path: Path) -> None:
+    judge = tiny.write("vit", tmp_path / "judge", reject_below=0.5)
+    assert register(world, "judge", judge).status_code == 201
     unet = tiny.write("unet", tmp_path / "unet")
     assert register(world, "painter", unet, family="class_diffusion", retain="train-set").status_code == 201
     before = stored(world.lethe)
     refused(ask(world.requester, model="painter", forget={"class_label": "3"}), 422, "no-judge", "model")
     assert stored(world.lethe) == before
     assert (
-        world.admin.patch("/v1/models/painter", json={"judge": "digits"}, headers={"If-Match": "*"}).status_code == 200
+        world.admin.patch("/v1/models/painter", json={"judge": "judge"}, headers={"If-Match": "*"}).status_code == 200
     )
     made = asked(world.requester, model="painter", forget={"class_label": "3"})
     assert made["recipe"]["schedule"] == "steps" and made["forget_kind"] == "class_label"
