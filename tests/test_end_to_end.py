@@ -1,11 +1,16 @@
 """From POST to a downloaded directory that opens with plain from_pretrained, on both deployments, as users do it."""
 
+import io
+import json
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DModel
+from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification
 
@@ -113,3 +118,30 @@ def test_a_later_request_never_trains_on_what_an_earlier_one_forgot(running: Run
             assert (done["status"], done["reason"], refusal) == (status, reason, None)
         else:
             assert refusal == reason
+
+
+def test_nothing_of_the_person_stays_in_the_clear(running: Running, tmp_path: Path) -> None:
+    """Markers in a forget set's file name, in its bytes and in the concept are in no file, before and after the job."""
+    client, picture = running.client, pictures.png(12345, size=16)
+    running.add_classifier(tmp_path, name="private")
+    archive = tmp_path / "forget.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("1/zaphod-beeblebrox.png", picture)
+    forget = client.upload_dataset(archive, "forget")
+    posted = client.request("private", {"dataset": forget["id"]}, concept="ford-prefect", recipe={"epochs": 1})
+    pixels = np.asarray(Image.open(io.BytesIO(picture))).tobytes()
+    markers = [b"zaphod-beeblebrox", b"ford-prefect", picture[-60:-20], pixels[:40]]
+    for _ in range(2):
+        found = [path for path in running.settings.data.rglob("*") if path.is_file() and holds(path, markers)]
+        assert found == []
+        assert client.wait(posted["id"])["status"] == "completed"
+    text = json.dumps(list(client.pages("/v1/history"))) + json.dumps(client.report("private", 2))
+    assert "zaphod" not in text and "ford-prefect" not in text
+
+
+def holds(path: Path, markers: list[bytes]) -> bool:
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:  # the worker's scratch comes and goes
+        return False
+    return any(marker in content for marker in markers)
