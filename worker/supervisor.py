@@ -43,6 +43,7 @@ class Supervisor:
     def look(self) -> int:
         """Take jobs until none is claimable. Returns how many ended or went back here."""
         count = 0
+        self.scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
         os.utime(self.scratch)  # still in use: the sweeper removes what nobody touched for days
         while not self.draining() and self._runner_is_ready():
             lease = claim(self.store, self.name, self.settings.lease_seconds)
