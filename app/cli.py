@@ -283,6 +283,16 @@ def cancel(request_id: str, as_json: bool) -> None:
 
 
 @main.command()
+@click.argument("request_id")
+@json_option
+def retry(request_id: str, as_json: bool) -> None:
+    """Queue a request that failed, or missed a threshold, again."""
+    with Lethe() as lethe:
+        asked = lethe.call("POST", f"/v1/requests/{request_id}/retry")
+    click.echo(json.dumps(asked, indent=2) if as_json else f"{asked['id']} {asked['status']}")
+
+
+@main.command()
 @click.argument("version", metavar="MODEL[:NUMBER]")
 @click.argument("target", type=click.Path(path_type=Path))
 @click.option("--reason", help="Needed for superseded and quarantined versions; kept in the history.")

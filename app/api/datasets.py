@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, Field
 
-from app.api.dependencies import After, Lethe, Limit, Page, moment, need, paged, position
+from app.api.dependencies import After, Lethe, Limit, Page, last_seen, moment, need, paged, position
 from app.api.openapi import refusals
 from app.deployment import Deployment
 from app.errors import Conflict, Forbidden, NotFound, TooLarge, UnsupportedMedia
@@ -105,7 +105,7 @@ def list_datasets(
     """Data sets, newest first. Forget sets of other keys are not shown."""
     owner = None if "requests:admin" in key.scopes else key.actor
     with lethe.store.read() as session:
-        found = datasets.page(session, owner=owner, role=role, after=after, limit=limit + 1)
+        found = datasets.page(session, owner=owner, role=role, after=last_seen(after), limit=limit + 1)
     page = paged(found, limit, lambda dataset: dataset.id, request, response)
     return {**page, "data": [_out(dataset) for dataset in page["data"]]}
 

@@ -1,5 +1,6 @@
 """What routes ask for: the deployment, the caller's key with a scope, a page."""
 
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Annotated, Any, Generic, TypeVar
@@ -78,6 +79,13 @@ def paged(
     if following is not None:
         response.headers["Link"] = f'<{request.url.include_query_params(after=following)}>; rel="next"'
     return {"data": shown, "has_more": more, "next": following}
+
+
+def last_seen(after: str | None) -> str | None:
+    """A cursor that is an id: what comes after it."""
+    if after is not None and not re.fullmatch(r"[a-z]+_[0-9a-f]{28}", after):
+        raise Refused("bad-cursor", "after", "It is not a cursor of this list.", "Pass `next` of the page before.")
+    return after
 
 
 def position(after: str | None) -> int:

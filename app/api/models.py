@@ -8,7 +8,7 @@ from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.api.datasets import ARCHIVE_BODY, receive
-from app.api.dependencies import After, Lethe, Limit, Page, Text, moment, need, paged
+from app.api.dependencies import After, Lethe, Limit, Page, Text, last_seen, moment, need, paged
 from app.api.openapi import refusals
 from app.deployment import Deployment
 from app.errors import NotFound, PreconditionFailed, Refused
@@ -133,7 +133,7 @@ def list_models(
 ) -> dict[str, Any]:
     """Registered models, newest first."""
     with lethe.store.read() as session:
-        found = models.page(session, after=after, limit=limit + 1)
+        found = models.page(session, after=last_seen(after), limit=limit + 1)
         heads = checkpoints.heads(session, [model.id for model in found])
     page = paged(found, limit, lambda model: model.id, request, response)
     return {**page, "data": [_out(model, heads[model.id]) for model in page["data"]]}

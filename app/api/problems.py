@@ -54,7 +54,11 @@ def _invalid(handler: Any, request: Request, error: RequestValidationError) -> P
     if any(item["type"] == "json_invalid" for item in found):
         return _problem("The body is not JSON.", "not-json", 400, [_NOT_JSON])
     errors = [
-        {"field": ".".join(map(_shown, item["loc"])), "rule": item["msg"], "remedy": "See /docs for this route."}
+        {
+            "field": ".".join(map(_shown, item["loc"])),
+            "rule": item["msg"].removeprefix("Value error, "),
+            "remedy": "See /docs for this route.",
+        }
         for item in found[:100]
     ]
     return _problem(f"{errors[0]['field']}: {errors[0]['rule']}", "invalid-input", 422, errors)

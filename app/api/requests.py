@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, BackgroundTasks, Depends, Query, Request, Response
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
-from app.api.dependencies import After, Lethe, Limit, Page, Text, moment, need, paged
+from app.api.dependencies import After, Lethe, Limit, Page, Text, last_seen, moment, need, paged
 from app.api.openapi import refusals
 from app.deployment import Deployment
 from app.errors import Conflict, NotFound
@@ -159,7 +159,7 @@ def list_requests(
         found = requests.page(
             session,
             owner=owner,
-            after=after,
+            after=last_seen(after),
             limit=limit + 1,
             status=status,
             model_id=named.id if named else None,

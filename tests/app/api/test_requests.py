@@ -348,3 +348,9 @@ def rows(world: World) -> list[Any]:
         for table in Request.metadata.sorted_tables:
             from_all += session.execute(table.select()).all()
     return from_all
+
+
+@pytest.mark.parametrize("path", ["/v1/requests", "/v1/datasets", "/v1/models", "/v1/history"])
+def test_what_is_no_cursor_is_refused(world: World, path: str) -> None:
+    answer = world.admin.get(path, params={"after": "zzz"})
+    assert refused(answer, 422, "bad-cursor", "after")["errors"][0]["remedy"].startswith("Pass `next`")
