@@ -235,7 +235,7 @@ def farewell(deployment: Deployment, ledger: Ledger, run: str) -> None:
         f"  .venv/bin/lethe up --data {HOME}\n"
         f"  export LETHE_URL=http://127.0.0.1:8765 LETHE_KEY=$(cat {deployment.key_file})\n"
         f"  .venv/bin/lethe requests\n"
-        f"  .venv/bin/lethe request generator-{run} --class-label 4 --wait\n"
+        f"  .venv/bin/lethe pull generator-{run}:2 ./my-generator\n"
         f"  DIGIT=3 make demo",
         soft_wrap=True, highlight=False,
     )  # fmt: skip
