@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 from app import migration
 from app.client import Lethe
@@ -20,7 +21,7 @@ from app.deployment import Deployment, deploy
 from app.settings import Settings
 from tests import pictures, tiny
 from tests.conftest import key_for
-from tests.services import free_port
+from tests.services import free_port, fresh_database
 
 
 class Running:
@@ -106,6 +107,14 @@ class Running:
             return httpx.get(f"http://127.0.0.1:{self.port}/readyz").status_code == 200
         except httpx.TransportError:
             return False
+
+
+def open_deployment(request: pytest.FixtureRequest, kind: str, folder: Path) -> Running:
+    """`embedded` or `production`, with nothing started yet."""
+    if kind == "embedded":
+        return Running(folder)
+    database = fresh_database(request.getfixturevalue("postgres_server"))
+    return Running(folder, database, request.getfixturevalue("redis_url"))
 
 
 def children(pid: int) -> list[int]:

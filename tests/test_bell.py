@@ -11,17 +11,12 @@ from app.records import history
 from app.records import job as jobs
 from app.records.outbox import OutboxEntry
 from app.submission import Wish, submit
-from tests.running import Running
-from tests.services import fresh_database
+from tests.running import Running, open_deployment
 
 
 @pytest.fixture(params=["embedded", "production"])
 def running(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Running]:
-    if request.param == "embedded":
-        deployment = Running(tmp_path / "lethe")
-    else:
-        database = fresh_database(request.getfixturevalue("postgres_server"))
-        deployment = Running(tmp_path / "lethe", database, request.getfixturevalue("redis_url"))
+    deployment = open_deployment(request, request.param, tmp_path / "lethe")
     try:
         deployment.start("server", "gpu")
         deployment.add_classifier(tmp_path)

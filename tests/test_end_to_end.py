@@ -16,18 +16,13 @@ from transformers import AutoModelForImageClassification
 
 from app.client import Problem
 from tests import pictures, tiny
-from tests.running import Running, until
-from tests.services import fresh_database
+from tests.running import Running, open_deployment, until
 
 
 @pytest.fixture(scope="module", params=["embedded", "production"])
 def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     folder = tmp_path_factory.mktemp(request.param)
-    if request.param == "embedded":
-        deployment = Running(folder / "lethe")
-    else:
-        database = fresh_database(request.getfixturevalue("postgres_server"))
-        deployment = Running(folder / "lethe", database, request.getfixturevalue("redis_url"))
+    deployment = open_deployment(request, request.param, folder / "lethe")
     try:
         deployment.start("server", "gpu")
         deployment.add_classifier(folder)

@@ -17,8 +17,7 @@ from app.records.intent import Intent
 from app.records.job import Job
 from app.settings import Settings
 from tests import pictures
-from tests.running import Running, until
-from tests.services import fresh_database
+from tests.running import Running, open_deployment, until
 
 STAGES = ("loading", "unlearning", "evaluating", "registering")
 VICTIMS = ("runner", "worker", "server")
@@ -37,13 +36,6 @@ MATRIX = [
     for victim in VICTIMS
     for stage in STAGES
 ]  # fmt: skip
-
-
-def open_deployment(request: pytest.FixtureRequest, kind: str, folder: Path) -> Running:
-    if kind == "embedded":
-        return Running(folder)
-    database = fresh_database(request.getfixturevalue("postgres_server"))
-    return Running(folder, database, request.getfixturevalue("redis_url"))
 
 
 @contextmanager
