@@ -26,6 +26,9 @@ def catalogue() -> dict[str, Any]:
                 "library": family.library,
                 "classes": list(family.classes),
                 "forget_kinds": list(family.forget_kinds),
+                "labels_from": family.labels_from,
+                "needs_judge": family.needs_judge,
+                "texts": family.texts,
                 "evaluation": {key: _parameter(parameter, (name,)) for key, parameter in family.evaluation.items()},
                 "default_policy": {
                     kind: [vars(each) for each in thresholds] for kind, thresholds in family.default_policy.items()

@@ -97,6 +97,11 @@ def checked(parameter: Parameter, value: Any, field: str) -> Any:
         if not isinstance(value, bool):
             raise Refused("wrong-type", field, "It must be true or false.", "See GET /v1/catalog.")
         return value
+    if parameter.kind == "text":
+        if not isinstance(value, str) or not value.isprintable() or len(value) > (parameter.maximum or 0):
+            rule = f"It must be printable text of at most {parameter.maximum:g} characters."
+            raise Refused("wrong-type", field, rule, "See GET /v1/catalog.")
+        return value
     whole = isinstance(value, int) and not isinstance(value, bool)
     if not whole and not (parameter.kind == "number" and isinstance(value, float) and math.isfinite(value)):
         raise Refused("wrong-type", field, f"It must be a finite {parameter.kind}.", "See GET /v1/catalog.")

@@ -15,7 +15,7 @@ from app import catalog
 from app.deployment import Deployment
 from app.errors import Conflict, NotFound, Refused
 from app.privacy.sealing import KeyGone, seal
-from app.privacy.selection import check, label_map, read_index, select
+from app.privacy.selection import check, job_labels, label_map, read_index, select
 from app.recipe import resolve_recipe
 from app.records import dataset as datasets
 from app.records import job as jobs
@@ -99,7 +99,7 @@ def _look_up(session: Session, wish: Wish, actor: str, sees_all: bool) -> _Found
     retain = session.get(Dataset, model.retain_id) if model.retain_id else None
     if retain is None:
         raise Refused("no-retain-set", "model", "It has no retain set.", "PATCH the model with one, then ask again.")
-    if model.family == catalog.DIFFUSION and model.judge_id is None:
+    if catalog.FAMILIES[model.family].needs_judge and model.judge_id is None:
         raise Refused(
             "no-judge",
             "model",
@@ -155,12 +155,13 @@ def _dates(wish: Wish, clock: float, deadline_days: int) -> tuple[float, float]:
 def _select(lethe: Deployment, found: _Found, kind: str, wish: Wish) -> tuple[dict[str, Any], int]:
     """What is to be sealed, and the number of samples that it selects, once every rule on the selection holds."""
     index = _index(lethe, found.source)
-    label_map(index["labels"], found.model.labels, "forget", secret=True)
+    names = job_labels(found.model, index)
+    label_map(index["labels"], names, "forget", secret=True)
     label = wish.class_label
-    if kind == "dataset" and "samples" not in catalog.FAMILIES[found.model.family].forget_kinds:
+    if kind == "dataset" and catalog.FAMILIES[found.model.family].by_label:
         label = _only_label(found.model, index)  # the family forgets it whole, so none of it may be retained
     what = {"concept": wish.concept, "ids": wish.samples, "label": label}
-    selection = select(index, _index(lethe, found.retain), what, found.marks, found.model.labels)
+    selection = select(index, _index(lethe, found.retain), what, found.marks, names)
     check(selection)
     if found.train is not None:
         trained_on = {sample["fingerprint"] for sample in _index(lethe, found.train)["samples"]}

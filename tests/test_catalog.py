@@ -13,7 +13,8 @@ from app.catalog import FAMILIES, METHODS, METRICS, Parameter
 
 ROOT = Path(__file__).parents[1]
 OF_THE_RUN = ("network", "family", "forget", "retain", "generator", "on_step", "resume")
-KINDS = {"integer": int, "number": float, "boolean": bool, "choice": str}
+REMEMBERS = (*OF_THE_RUN, "remember")
+KINDS = {"integer": int, "number": float, "boolean": bool, "choice": str, "text": str}
 PARAMETERS = [
     pytest.param(parameter, id=f"{owner}-{name}")
     for owner, parameters in [(key, method.parameters) for key, method in METHODS.items()]
@@ -28,15 +29,18 @@ def modules(package: str) -> set[str]:
 
 def test_every_file_is_an_entry_and_every_entry_a_file() -> None:
     assert modules("methods") == set(METHODS)
-    assert modules("families") == set(FAMILIES)
+    assert modules("families") - {"directory"} == set(FAMILIES)
+    assert modules("metrics") == set(METRICS)
+    assert modules("answers") == {family.answers for family in FAMILIES.values()}
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_signature_is_the_catalogues(name: str) -> None:
     function = importlib.import_module(f"worker.methods.{name}").unlearn
     signature = inspect.signature(function).parameters
-    ours = {key: value for key, value in signature.items() if key not in OF_THE_RUN}
-    assert tuple(key for key in signature if key in OF_THE_RUN) == OF_THE_RUN
+    ours = {key: value for key, value in signature.items() if key not in REMEMBERS}
+    of_the_run = tuple(key for key in signature if key in REMEMBERS)
+    assert of_the_run == (REMEMBERS if METHODS[name].remembers else OF_THE_RUN)
     assert {key: value.default for key, value in ours.items()} == {
         key: parameter.default for key, parameter in METHODS[name].parameters.items()
     }
@@ -67,6 +71,8 @@ def allowed(parameter: Parameter, value: Any) -> bool:
         return value in parameter.choices
     if parameter.kind == "boolean":
         return True
+    if parameter.kind == "text":
+        return parameter.maximum is not None and len(value) <= parameter.maximum
     assert parameter.minimum is not None
     assert parameter.maximum is not None
     return parameter.minimum <= value <= parameter.maximum and not (
@@ -88,14 +94,18 @@ def test_a_method_says_its_source_and_has_a_page(name: str) -> None:
     assert set(method.families) <= set(FAMILIES)
     page = (ROOT / "docs" / "methods" / f"{name}.md").read_text()
     docstring = importlib.import_module(f"worker.methods.{name}").__doc__ or ""
-    rows = re.findall(r"^\| `([a-z_]+)` \| (\S+) \| (\S+) \|", page, re.MULTILINE)
+    rows = re.findall(r"^\| `([a-z_]+)` \| (\S+) \| ([^|]+) \|", page, re.MULTILINE)
     assert rows == [
-        (key, *(shown(parameter.default_for(family)) for family in ("image_classifier", "class_diffusion")))
+        (key, shown(parameter.default), "; ".join(by_family(parameter, method.families)) or "-")
         for key, parameter in method.parameters.items()
     ]
     for paper in re.findall(r"\d{4}\.\d{5}", method.source):
         assert paper in docstring
         assert paper in page
+
+
+def by_family(parameter: Parameter, families: tuple[str, ...]) -> list[str]:
+    return [f"{family} {shown(value)}" for family, value in parameter.by_family.items() if family in families]
 
 
 def shown(value: Any) -> str:

@@ -81,8 +81,9 @@ def test_a_metric_is_arithmetic(path: Path) -> None:
 @pytest.mark.parametrize("path", files("worker/families"), ids=str)
 def test_a_family_knows_networks_only(path: Path) -> None:
     foreign = {root for root in roots(path) if root not in sys.stdlib_module_names}
-    assert foreign <= {"torch", "diffusers", "transformers", "safetensors", "numpy", "PIL", "worker"}
-    assert {name for name, _ in imports(path) if name.startswith("worker")} <= {"worker.families"}
+    assert foreign <= {"torch", "diffusers", "transformers", "safetensors", "tokenizers", "numpy", "PIL", "worker"}
+    ours = {name for name, _ in imports(path) if name.startswith("worker")}
+    assert ours <= {"worker.families", "worker.families.directory"}
 
 
 @pytest.mark.parametrize("path", files("app") + files("worker") + files("demo"), ids=str)

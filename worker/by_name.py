@@ -1,4 +1,4 @@
-"""The one dynamic import: a method, family or metric by its catalogue name, which is its module's name."""
+"""The one dynamic import: a method, family, metric or way of asking by its catalogue name, which is its module's name."""
 
 from importlib import import_module
 from types import ModuleType
@@ -14,3 +14,7 @@ def family(name: str) -> ModuleType:
 
 def metric(name: str) -> ModuleType:
     return import_module(f"worker.metrics.{name}")
+
+
+def answers(name: str) -> ModuleType:
+    return import_module(f"worker.answers.{name}")

@@ -14,15 +14,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from app.catalog import METRICS, Threshold
-from app.errors import JobError
-from worker import by_name, generated, picture
-from worker.families import Samples
+from app.catalog import FAMILIES, METRICS, Threshold
+from worker import by_name, curves, picture
+from worker.families import Trace
 from worker.judge import Judge
 from worker.load import Material
-from worker.metrics import Answers, ClassifierAnswers, Evidence, GeneratorAnswers, per_class_accuracy
+from worker.metrics import Answers, Evidence, GeneratorAnswers, per_class_accuracy
 
-FORGETTING = ("unlearning_accuracy", "gap_to_retrain", "mia_auc")  # an untouched network must miss one of them
 Advance = Callable[[int, int], None]  # done, total
 
 
@@ -33,13 +31,19 @@ class Report:
 
 
 def evaluate(
-    specification: Mapping[str, Any], material: Material, network: nn.Module, seconds: float, progress: Advance
+    specification: Mapping[str, Any],
+    material: Material,
+    network: nn.Module,
+    trace: Trace | None,
+    seconds: float,
+    progress: Advance,
 ) -> Report:
-    """Ask base, unlearned and reference network, measure, and compare with the policy."""
+    """Ask base, unlearned and reference network, measure, and compare with the policy. `trace`: how the method chose."""
     judge = open_judge(material)
     sides = [material.base.network, network] + ([material.reference.network] if material.reference else [])
+    ask = by_name.answers(FAMILIES[specification["base"]["family"]].answers).ask
     asked = [
-        answers(
+        ask(
             material.base.family,
             side,
             {"forget": material.forget, "retain": material.retain, "test": material.test},
@@ -64,9 +68,10 @@ def evaluate(
         "base": material.base.digest,
         "judge": judge.digest if judge else None,
         "reference": material.reference.digest if material.reference else None,
+        "trace": trace or {},
         "not_tested": ["relearning", "adversarial prompts", "paraphrases", "quantised copies"],
     }
-    return Report(document, picture.pictures(asked[0], asked[1]))
+    return Report(document, picture.pictures(asked[0], asked[1]) | curves.pictures(trace or {}))
 
 
 def open_judge(material: Material) -> Judge | None:
@@ -79,52 +84,6 @@ def open_judge(material: Material) -> Judge | None:
 def part(progress: Advance, index: int, parts: int) -> Advance:
     """The share of the whole progress that belongs to one of several equal parts."""
     return lambda done, total: progress(index * total + done, parts * total)
-
-
-def answers(
-    family: ModuleType,
-    network: nn.Module,
-    sets: Mapping[str, Samples | None],
-    kind: str,
-    settings: Mapping[str, Any],
-    judge: Judge | None,
-    progress: Advance,
-    base: nn.Module | None = None,
-) -> Answers:
-    """One network's answers. With `base`, a generator is also asked with the base's label rows put back."""
-    if not hasattr(family, "sample"):
-        return classifier_answers(family, network, sets, kind, progress)
-    labels = family.label_count(network)
-    if judge is None:
-        raise JobError("judge_missing", "A generator is measured by a judge: register one with the model.")
-    if judge.label_count() != labels:
-        raise JobError("judge_mismatch", f"The judge knows {judge.label_count()} labels, the model {labels}.")
-    return generated.answers(family, network, sets, settings, judge, progress, base)
-
-
-def classifier_answers(
-    family: ModuleType, network: nn.Module, sets: Mapping[str, Samples | None], kind: str, progress: Advance
-) -> ClassifierAnswers:
-    forget, retain = required(sets, "forget"), required(sets, "retain")
-    test = sets["test"] or Samples(forget.x[:0], forget.y[:0])
-    if kind == "class_label":
-        kept = ~torch.isin(test.y, forget.y.unique())
-        test = Samples(test.x[kept], test.y[kept])
-    arrays: list[Any] = []
-    done, total = 0, len(forget.y) + len(retain.y) + len(test.y)
-    for samples in (forget, retain, test):
-        logits = family.predict(network, samples.x) if len(samples.y) else torch.zeros(0, family.label_count(network))
-        arrays += [logits.double().softmax(dim=1).cpu().numpy(), samples.y.cpu().numpy()]
-        done += len(samples.y)
-        progress(done, total)
-    return ClassifierAnswers(*arrays)
-
-
-def required(sets: Mapping[str, Samples | None], name: str) -> Samples:
-    samples = sets[name]
-    if samples is None or len(samples.y) == 0:
-        raise JobError("set_empty", f"The {name} set holds no samples.")
-    return samples
 
 
 @torch.no_grad()
@@ -183,7 +142,7 @@ def held_to(rule: Threshold | None, value: float | None, before: float | None, i
     if rule is None:
         return {"threshold": None, "passed": None}
     shown = {"rule": rule.rule, "value": rule.value}
-    relative = rule.rule in ("drop_at_most", "share_of_before")
+    relative = rule.rule not in ("at_least", "at_most")
     if value is None or (relative and before is None):
         return {"threshold": shown, "passed": None}
     base = before if before is not None else 0.0
@@ -192,6 +151,8 @@ def held_to(rule: Threshold | None, value: float | None, before: float | None, i
         "at_most": value <= rule.value,
         "drop_at_most": base - value <= rule.value,
         "share_of_before": abs(value - ideal) <= rule.value * abs(base - ideal),
+        "times_before_at_least": value >= rule.value * base > 0,
+        "times_before_at_most": value <= rule.value * base,
     }
     return {"threshold": shown, "passed": met[rule.rule]}
 
@@ -203,6 +164,8 @@ def verdict(rows: Sequence[Mapping[str, Any]]) -> str:
     another forgetting figure to a rule; where it is the only one, nothing was shown.
     """
     ruled = [row for row in rows if row["threshold"] is not None]
-    shown = any(row["passed"] for row in ruled if row["metric"] in FORGETTING)
-    met = all(row["passed"] or (row["passed"] is None and row["metric"] in FORGETTING and shown) for row in ruled)
+    shown = any(row["passed"] for row in ruled if METRICS[row["metric"]].shows_forgetting)
+    met = all(
+        row["passed"] or (shown and row["passed"] is None and METRICS[row["metric"]].shows_forgetting) for row in ruled
+    )
     return "passed" if met else "failed"

@@ -5,6 +5,7 @@ Everything that can be chosen was chosen before: the specification holds the res
 
 import base64
 import copy
+import hashlib
 import json
 import time
 from collections.abc import Callable
@@ -15,8 +16,10 @@ import torch
 from torch import nn
 
 from app import weights
+from app.catalog import METHODS
 from app.storage import LocalBlobs
 from worker import by_name, evaluate
+from worker.families import Trace
 from worker.load import Material, Warm, load, pick_device
 from worker.progress import Progress, ResumableProgress, Tell
 
@@ -31,10 +34,12 @@ def run(specification: dict[str, Any], warm: Warm, tell: Tell, stop: Callable[[]
 
     tell("stage", {"stage": "unlearning"})
     network = copy.deepcopy(material.base.network)
-    seconds = unlearn(specification, material, network, blobs, tell, stop)
+    begun = time.monotonic()
+    trace = unlearn(specification, material, network, blobs, warm, tell, stop)
+    seconds = time.monotonic() - begun
 
     tell("stage", {"stage": "evaluating"})
-    report = evaluate.evaluate(specification, material, network, seconds, Progress(tell, stop))
+    report = evaluate.evaluate(specification, material, network, trace, seconds, Progress(tell, stop))
 
     return pack(specification, material, network, blobs, report)
 
@@ -44,10 +49,11 @@ def unlearn(
     material: Material,
     network: nn.Module,
     blobs: LocalBlobs,
+    warm: Warm,
     tell: Tell,
     stop: Callable[[], str | None],
-) -> float:
-    """Run the method on `network` in place. Returns the wall seconds it took."""
+) -> Trace | None:
+    """Run the method on `network` in place. Returns what it chose on the way, for methods that choose."""
     method = by_name.method(specification["method"])
     progress = ResumableProgress(
         tell,
@@ -60,8 +66,10 @@ def unlearn(
     if specification["resume"] and blobs.exists(specification["resume"]):
         with blobs.open(specification["resume"]) as file:
             progress.sealed = file.read()
-    begun = time.monotonic()
-    method.unlearn(
+    remember = (
+        {"remember": warm.remember(kept_context(specification))} if METHODS[specification["method"]].remembers else {}
+    )
+    trace: Trace | None = method.unlearn(
         network,
         material.base.family,
         material.forget,
@@ -70,8 +78,10 @@ def unlearn(
         generator=torch.Generator().manual_seed(specification["seed"]),
         on_step=progress.on_step,
         resume=progress.resume,
+        **remember,
     )
-    return time.monotonic() - begun
+    material.base.family.round_to_stored(network)
+    return trace
 
 
 def resume_context(specification: dict[str, Any]) -> bytes:
@@ -79,6 +89,13 @@ def resume_context(specification: dict[str, Any]) -> bytes:
     depends = {key: specification[key] for key in ("job", "base", "method", "recipe", "seed")}
     positions = {name: message["positions"] for name, message in specification["sets"].items()}
     return json.dumps([depends, positions], sort_keys=True).encode()
+
+
+def kept_context(specification: dict[str, Any]) -> str:
+    """What a result of base and retain set alone depends on; equal digests, equal results."""
+    retain = specification["sets"]["retain"]
+    depends = [specification["base"]["digest"], retain["blob"], retain["positions"], retain["labels"]]
+    return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
 
 
 def pack(

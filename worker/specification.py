@@ -1,7 +1,7 @@
 """What the runner is told of a job: everything it needs, and no more.
 
-It gets blob locations, the positions of samples and the data keys of this one job; never the database, the master
-key, the concept or another job.
+It gets blob locations, the positions of samples, the labels' names and the data keys of this one job, over a pipe that
+nothing logs; never the database, the master key or another job.
 """
 
 import base64
@@ -12,7 +12,7 @@ from typing import Any
 from app import catalog
 from app.errors import JobError
 from app.privacy.sealing import KeyGone, Keyring, SealBroken
-from app.privacy.selection import Selection, check, label_map, read_index, read_wish, select
+from app.privacy.selection import Selection, check, job_labels, label_map, read_index, read_wish, select
 from app.records import checkpoint as checkpoints
 from app.records import job as jobs
 from app.records import tombstone as tombstones
@@ -61,7 +61,8 @@ def specify(
         job_key = keyring.key(job.key_id)
     except (KeyGone, BlobMissing, SealBroken):
         raise JobError("forget_set_purged", "The forget set is gone. Upload it again with a new request.") from None
-    chosen = select(indexes["forget"], indexes["retain"], what, rows.tombstones, model.labels)
+    names = job_labels(model, indexes["forget"])
+    chosen = select(indexes["forget"], indexes["retain"], what, rows.tombstones, names)
     check(chosen)  # requests that completed since the POST may have taken the rest of the retain set
     message = {
         "job": job.id,
@@ -78,9 +79,10 @@ def specify(
         "blob_root": str(settings.blob_root),
         "scratch": str(scratch),
         "sets": {
-            name: _set_message(name, dataset, indexes[name], model, keys.get(name), chosen)
+            name: _set_message(name, dataset, indexes[name], names, keys.get(name), chosen)
             for name, dataset in rows.sets.items()
         },
+        "names": names,
         "base": _network_message(model, rows.parent),
         **{name: _network_message(*other) for name, other in rows.others.items()},
         "job_key": base64.b64encode(job_key).decode(),
@@ -122,7 +124,7 @@ def _network_message(model: Model, checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _set_message(
-    name: str, dataset: Dataset, index: dict[str, Any], model: Model, key: bytes | None, chosen: Selection
+    name: str, dataset: Dataset, index: dict[str, Any], names: list[str], key: bytes | None, chosen: Selection
 ) -> dict[str, Any]:
     positions = {"forget": chosen.forget, "retain": chosen.retain}.get(name)
     return {
@@ -130,5 +132,5 @@ def _set_message(
         "context": f"dataset/{dataset.id}",
         "key": base64.b64encode(key).decode() if key else None,
         "positions": positions,
-        "labels": label_map(index["labels"], model.labels, name, secret=dataset.sealed),
+        "labels": label_map(index["labels"], names, name, secret=dataset.sealed),
     }

@@ -8,9 +8,11 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from app.catalog import FAMILIES
 from app.errors import Refused
 from app.privacy.sealing import Keyring, unseal
 from app.records.dataset import Dataset
+from app.records.model import Model
 from app.records.request import Request
 from app.storage import Blobs
 
@@ -40,6 +42,14 @@ def read_wish(request: Request, keyring: Keyring) -> dict[str, Any]:
         unseal(keyring.key(request.key_id), request.sealed, f"request/{request.id}".encode())
     )
     return what
+
+
+def job_labels(model: Model, source: dict[str, Any]) -> list[str]:
+    """The labels that a job knows: the model's, and where labels come from sets, those that only the forget set has."""
+    if FAMILIES[model.family].labels_from == "weights":
+        return list(model.labels)
+    known = dict.fromkeys(model.labels)
+    return list(known | dict.fromkeys(source["labels"]))
 
 
 def select(

@@ -21,7 +21,8 @@ from app.errors import JobError
 from demo import networks
 from demo.digits import splits
 from tests import tiny
-from worker import evaluate, generated
+from worker import evaluate
+from worker.answers import classifier, generator
 from worker.families import Samples, class_diffusion, image_classifier
 from worker.judge import Judge
 from worker.load import Material
@@ -75,7 +76,7 @@ def sets_of(network: nn.Module, label: int) -> dict[str, Samples | None]:
 
 def ask(network: nn.Module, judge: Judge, base: nn.Module | None = None, label: int = 1) -> GeneratorAnswers:
     sets = sets_of(network, label)
-    answers = evaluate.answers(class_diffusion, network, sets, "class_label", SETTINGS, judge, quiet, base)
+    answers = generator.ask(class_diffusion, network, sets, "class_label", SETTINGS, judge, quiet, base)
     assert isinstance(answers, GeneratorAnswers)
     return answers
 
@@ -93,7 +94,7 @@ def test_images_do_not_depend_on_how_they_are_cut(
     unet: nn.Module, judge: Judge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = ask(unet, judge)
-    monkeypatch.setattr(generated, "CHUNK", 5)
+    monkeypatch.setattr(generator, "CHUNK", 5)
     cut = ask(unet, judge)
     assert np.array_equal(whole.judged, cut.judged)
     assert np.abs(whole.features - cut.features).max() < 1e-4
@@ -113,10 +114,10 @@ def test_the_row_is_put_back_and_taken_out_again(unet: nn.Module, judge: Judge) 
 def test_a_judge_is_needed_and_must_know_the_labels(unet: nn.Module, tmp_path: Path) -> None:
     sets = sets_of(unet, 0)
     with pytest.raises(JobError, match="judge"):
-        evaluate.answers(class_diffusion, unet, sets, "class_label", SETTINGS, None, quiet)
+        generator.ask(class_diffusion, unet, sets, "class_label", SETTINGS, None, quiet)
     stranger = open_judge(tiny.write("vit", tmp_path / "three", labels=3))
     with pytest.raises(JobError, match="3 labels"):
-        evaluate.answers(class_diffusion, unet, sets, "class_label", SETTINGS, stranger, quiet)
+        generator.ask(class_diffusion, unet, sets, "class_label", SETTINGS, stranger, quiet)
 
 
 def test_the_judge_rejects_by_label_and_by_confidence(judge: Judge) -> None:
@@ -135,8 +136,8 @@ def test_forgetting_a_label_leaves_it_out_of_the_test_set(tmp_path: Path) -> Non
     network = image_classifier.load(tiny.write("vit", tmp_path / "vit"), CPU)
     every = tiny.samples(network, image_classifier, 60)
     sets = {"forget": Samples(every.x[every.y == 2], every.y[every.y == 2]), "retain": every, "test": every}
-    whole = evaluate.answers(image_classifier, network, sets, "samples", {}, None, quiet)
-    part = evaluate.answers(image_classifier, network, sets, "class_label", {}, None, quiet)
+    whole = classifier.ask(image_classifier, network, sets, "samples", {}, None, quiet)
+    part = classifier.ask(image_classifier, network, sets, "class_label", {}, None, quiet)
     assert isinstance(whole, ClassifierAnswers) and isinstance(part, ClassifierAnswers)
     assert 2 in whole.test_labels and 2 not in part.test_labels
     assert np.allclose(whole.forget.sum(axis=1), 1) and whole.forget.shape == (int((every.y == 2).sum()), 4)
@@ -163,7 +164,9 @@ def report(directory: Path, change: Callable[[nn.Module], None]) -> evaluate.Rep
         "base": {"family": "class_diffusion"},
     }
     steps: list[tuple[int, int]] = []
-    made = evaluate.evaluate(specification, material, network, 2.5, lambda done, total: steps.append((done, total)))
+    made = evaluate.evaluate(
+        specification, material, network, None, 2.5, lambda done, total: steps.append((done, total))
+    )
     assert [done for done, _ in steps] == sorted(done for done, _ in steps)
     assert steps[-1][0] == steps[-1][1]
     return made
@@ -225,7 +228,7 @@ def test_an_untouched_classifier_fails_without_a_reference(tmp_path: Path) -> No
     network = image_classifier.load(tiny.write("vit", tmp_path / "vit"), CPU)
     every, test = (tiny.samples(network, image_classifier, 60, seed) for seed in (0, 1))
     sets = {"forget": Samples(every.x[:20], every.y[:20]), "retain": Samples(every.x[20:], every.y[20:]), "test": test}
-    asked = [evaluate.answers(image_classifier, network, sets, "samples", {}, None, quiet) for _ in range(2)]
+    asked = [classifier.ask(image_classifier, network, sets, "samples", {}, None, quiet) for _ in range(2)]
     policy = FAMILIES["image_classifier"].default_policy["samples"]
     evidence = Evidence(asked[0], asked[1], None, 1.0, *evaluate.count_changes(network, network))
     figures = evaluate.figures(evidence, "image_classifier", "samples", policy, 0, None)
@@ -273,7 +276,7 @@ def verdict_on(trained: tuple[nn.Module, Judge], network: nn.Module, family: Any
     forget = digits["generator"].y == 4
     sets = {"forget": Samples(*(each[forget] for each in digits["generator"])), "retain": None, "test": digits["test"]}
     settings = {**SETTINGS, **networks.EVALUATION, "forget_samples": 150, "samples_per_label": 40}
-    before = evaluate.answers(class_diffusion, base, sets, "class_label", settings, judge, quiet)
+    before = generator.ask(class_diffusion, base, sets, "class_label", settings, judge, quiet)
     after = evaluate.answers(family, network, sets, "class_label", settings, judge, quiet, base)
     changed = evaluate.count_changes(base, network)
     evidence = Evidence(before, after, None, 1.0, *changed)

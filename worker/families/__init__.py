@@ -6,18 +6,28 @@ holds. `Family` lists what every family offers to a method; loading, saving and 
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+Trace = dict[str, Any]  # what a method weighed and chose, for the report; JSON
+
 
 class Samples(NamedTuple):
-    """Images in the network's input range with their labels, on the network's device."""
+    """Images in the network's input range (or the latents that stand for them) and what they are called, on its device."""
 
     x: Tensor  # (N, C, H, W), float32
-    y: Tensor  # (N,), int64
+    y: Tensor  # (N,), int64: a label; for a family of texts, a position in `Captions.texts`
+
+
+class Captions(NamedTuple):
+    """The texts of one job. The first `len(names)` are the labels' own prompts, in the labels' order."""
+
+    names: tuple[str, ...]  # of the labels
+    texts: tuple[str, ...]  # distinct but for labels of one name
+    labels: tuple[int, ...]  # per text, the label that it speaks of
 
 
 class Family(Protocol):
@@ -60,6 +70,9 @@ class Family(Protocol):
         relabel: str = "uniform",
     ) -> Tensor:
         """The distance to what another label than `y` would give; averaged likewise. See `other_labels`."""
+
+    def round_to_stored(self, network: nn.Module) -> None:
+        """Round every weight, in place, to the dtype of its file."""
 
     def reinitialise(self, network: nn.Module, generator: torch.Generator) -> None:
         """Replace every weight and statistic by a fresh one."""

@@ -25,6 +25,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from worker.families import Samples, other_labels
+from worker.families.directory import round_to_stored as round_to_stored
 
 CLASSES: dict[str, Any] = {"UNet2DModel": UNet2DModel, "DiTTransformer2DModel": DiTTransformer2DModel}
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -161,6 +162,9 @@ def prepare(images: list[np.ndarray], directory: Path, network: nn.Module) -> Te
     arrays = [np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC)) for picture in pictures]
     pixels = torch.from_numpy(np.stack(arrays)).reshape(-1, height, width, channels).permute(0, 3, 1, 2)
     return (pixels.float() / 127.5 - 1).contiguous().to(next(network.parameters()).device)
+
+
+pictures = prepare
 
 
 def denoise(network: nn.Module, x: Tensor, t: Tensor, y: Tensor) -> Tensor:

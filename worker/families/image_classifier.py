@@ -28,6 +28,7 @@ from transformers import (
 )
 
 from worker.families import Samples, other_labels
+from worker.families.directory import round_to_stored as round_to_stored
 
 CLASSES: dict[str, Any] = {
     "ConvNextForImageClassification": ConvNextForImageClassification,

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from app.errors import JobError
+from worker.answers import required
 from worker.families import Samples
 from worker.judge import Judge, as_pictures
 from worker.metrics import GeneratorAnswers
@@ -23,19 +25,25 @@ SEEDS_APART = 1_000_003  # so that two evaluation seeds share no image's noise
 SHOWN = 8  # images of each label that are kept for the picture
 
 
-def answers(
+def ask(
     family: ModuleType,
     network: nn.Module,
     sets: Mapping[str, Samples | None],
+    kind: str,
     settings: Mapping[str, Any],
-    judge: Judge,
+    judge: Judge | None,
     progress: Callable[[int, int], None],
-    base: nn.Module | None,
+    base: nn.Module | None = None,
 ) -> GeneratorAnswers:
-    forget, test = sets["forget"], sets["test"]
-    assert forget is not None
+    """One network's images, judged. With `base`, it is also asked with the base's label rows put back."""
+    label_count = family.label_count(network)
+    if judge is None:
+        raise JobError("judge_missing", "A generator is measured by a judge: register one with the model.")
+    if judge.label_count() != label_count:
+        raise JobError("judge_mismatch", f"The judge knows {judge.label_count()} labels, the model {label_count}.")
+    forget, test = required(sets, "forget"), sets["test"]
     forgotten = forget.y.unique().cpu()
-    labels, seeds = questions(family.label_count(network), forgotten, settings)
+    labels, seeds = questions(label_count, forgotten, settings)
     again = torch.isin(labels, forgotten) if base is not None else torch.zeros(len(labels), dtype=torch.bool)
     total = len(labels) + int(again.sum())
     asked = labels.numpy()

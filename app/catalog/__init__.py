@@ -1,0 +1,13 @@
+"""What may be requested: methods, families and metrics, with bounds, defaults and sources.
+
+The one name of a thing is its key here: it is also the module name under `worker/`, the value in the
+database, the word in the API and the id of its tests. Nothing here imports torch, so the server can refuse
+a wrong recipe before any GPU is touched; a test ties every bound and default to the function it describes.
+"""
+
+from app.catalog.families import CLASSIFIER, FAMILIES
+from app.catalog.methods import METHODS
+from app.catalog.metrics import METRICS
+from app.catalog.types import Family, Method, Metric, Parameter, Threshold
+
+__all__ = ["CLASSIFIER", "FAMILIES", "METHODS", "METRICS", "Family", "Method", "Metric", "Parameter", "Threshold"]

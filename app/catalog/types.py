@@ -1,0 +1,84 @@
+"""What an entry of the catalogue says: the shapes of methods, families, metrics and their parameters."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Kind = Literal["integer", "number", "choice", "boolean", "text"]
+Rule = Literal[
+    "at_least", "at_most", "drop_at_most", "share_of_before", "times_before_at_least", "times_before_at_most"
+]
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One hyper-parameter. `default` is the value in the method's signature; a family may override it.
+
+    `maximum` of a text is its length.
+    """
+
+    kind: Kind
+    default: Any
+    description: str
+    minimum: float | None = None
+    maximum: float | None = None
+    exclusive_minimum: bool = False
+    choices: tuple[str, ...] = ()
+    by_family: Mapping[str, Any] = field(default_factory=dict)
+
+    def default_for(self, family: str) -> Any:
+        return self.by_family.get(family, self.default)
+
+
+@dataclass(frozen=True)
+class Method:
+    title: str
+    source: str
+    families: tuple[str, ...]
+    parameters: Mapping[str, Parameter]
+    remembers: bool = False  # takes `remember`: results that depend on base and retain set only, kept between jobs
+
+
+@dataclass(frozen=True)
+class Family:
+    """One kind of network: `classes` are the only class names its files may declare.
+
+    `answers` is the module of worker/answers that asks its networks. Labels come from the weights (a classifier's head,
+    a label table) or, where a network knows words or no labels at all, from the registered sets.
+    """
+
+    title: str
+    library: Literal["transformers", "diffusers"]
+    classes: tuple[str, ...]
+    forget_kinds: tuple[str, ...]  # what a request may name: dataset, samples, class_label
+    answers: Literal["classifier", "generator", "zero_shot", "naming", "reconstruction"]
+    labels_from: Literal["weights", "sets"]
+    needs_judge: bool
+    by_label: bool  # forgets a label whole, also where an uploaded set shows it
+    texts: bool  # whether it is conditioned on words: captions, prompts, names
+    evaluation: Mapping[str, Parameter]  # how outputs are produced for the report
+    default_policy: Mapping[str, tuple["Threshold", ...]]  # by kind of forgetting: class_label or samples
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """A rule on one figure of the report.
+
+    `at_least`, `at_most`: on the value after. `drop_at_most`: points that the value may fall below the
+    base's. `share_of_before`: the value's distance to its ideal (50 for mia_auc, 0 for a gap) is at most this
+    share of what it was before. `times_before_at_least`, `times_before_at_most`: on the value divided by the base's.
+    """
+
+    metric: str
+    rule: Rule
+    value: float
+
+
+@dataclass(frozen=True)
+class Metric:
+    title: str
+    families: tuple[str, ...]
+    direction: Literal["higher", "lower", "target"]
+    unit: str
+    definition: str
+    shows_forgetting: bool = False  # an untouched network must miss a rule on one of these

@@ -1,0 +1,19 @@
+"""How a network is asked, one file per kind of network: `ask` puts the same questions to base, unlearned and reference.
+
+    ask(family, network, sets, kind, settings, judge, progress, base=None) -> Answers
+
+`sets` holds forget, retain and test (None without one); `kind` is the policy's kind of forgetting; `settings` are the
+model's evaluation settings; `progress(done, total)` may raise to stop. `base` is given when `network` is the unlearned one.
+"""
+
+from collections.abc import Mapping
+
+from app.errors import JobError
+from worker.families import Samples
+
+
+def required(sets: Mapping[str, Samples | None], name: str) -> Samples:
+    samples = sets[name]
+    if samples is None or len(samples.y) == 0:
+        raise JobError("set_empty", f"The {name} set holds no samples.")
+    return samples

@@ -1,0 +1,38 @@
+"""A classifier's answers: its softmax outputs on the forget, retain and test sets."""
+
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from worker.answers import required
+from worker.families import Samples
+from worker.judge import Judge
+from worker.metrics import ClassifierAnswers
+
+
+def ask(
+    family: ModuleType,
+    network: nn.Module,
+    sets: Mapping[str, Samples | None],
+    kind: str,
+    settings: Mapping[str, Any],
+    judge: Judge | None,
+    progress: Callable[[int, int], None],
+    base: nn.Module | None = None,
+) -> ClassifierAnswers:
+    forget, retain = required(sets, "forget"), required(sets, "retain")
+    test = sets["test"] or Samples(forget.x[:0], forget.y[:0])
+    if kind == "class_label":
+        kept = ~torch.isin(test.y, forget.y.unique())
+        test = Samples(test.x[kept], test.y[kept])
+    arrays: list[Any] = []
+    done, total = 0, len(forget.y) + len(retain.y) + len(test.y)
+    for samples in (forget, retain, test):
+        logits = family.predict(network, samples.x) if len(samples.y) else torch.zeros(0, family.label_count(network))
+        arrays += [logits.double().softmax(dim=1).cpu().numpy(), samples.y.cpu().numpy()]
+        done += len(samples.y)
+        progress(done, total)
+    return ClassifierAnswers(*arrays)
