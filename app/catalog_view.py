@@ -29,6 +29,7 @@ def catalogue() -> dict[str, Any]:
                 "labels_from": family.labels_from,
                 "needs_judge": family.needs_judge,
                 "texts": family.texts,
+                "generates": family.generates,
                 "evaluation": {key: _parameter(parameter, (name,)) for key, parameter in family.evaluation.items()},
                 "default_policy": {
                     kind: [vars(each) for each in thresholds] for kind, thresholds in family.default_policy.items()

@@ -184,12 +184,16 @@ def upload(source: Path, role: str, name: str | None, as_json: bool) -> None:
 
 @main.command()
 @click.argument("model")
-@click.option("--concept", help="What this is about; sealed.")
+@click.option(
+    "--concept", help="What this is about; sealed. Alone, it selects the samples whose label or caption names it."
+)
 @click.option("--class-label", help="A label of the model.")
 @click.option("--dataset", help="Id of an uploaded forget set.")
 @click.option("--sample", "samples", multiple=True, help="Id of a sample of the train set; repeat.")
 @click.option("--method", default="salun", show_default=True)
 @click.option("--set", "settings_", multiple=True, metavar="NAME=VALUE", help="A hyper-parameter; repeat.")
+@click.option("--generate-forget", type=int, help="Images to make of the concept, when no registered set has any.")
+@click.option("--generate-retain", type=int, help="Images to make of what to keep, when the model has no retain set.")
 @click.option("--seed", default=0)
 @click.option("--reference", help="Registered model, retrained without the forget set.")
 @click.option("--external-id", help="Your own id for it, stored in plain.")
@@ -204,6 +208,8 @@ def request(
     samples: tuple[str, ...],
     method: str,
     settings_: tuple[str, ...],
+    generate_forget: int | None,
+    generate_retain: int | None,
     seed: int,
     reference: str,
     external_id: str,
@@ -211,12 +217,13 @@ def request(
     wait: bool,
     as_json: bool,
 ) -> None:
-    """Ask that MODEL forget a class, samples or an uploaded forget set."""
-    forget = {"class_label": class_label, "dataset": dataset, "samples": list(samples) or None}
+    """Ask that MODEL forget a class, samples, an uploaded forget set or, with --concept alone, all that it names."""
+    forget = _given(class_label=class_label, dataset=dataset, samples=list(samples) or None)
+    generate = _given(forget=generate_forget, retain=generate_retain)
     recipe = {name: _value(text) for name, _, text in (pair.partition("=") for pair in settings_)}
     with Lethe() as lethe:
         posted = lethe.request(
-            model, {key: value for key, value in forget.items() if value is not None},
+            model, forget or None, generate=generate or None,
             concept=concept, method=method, recipe=recipe, seed=seed, reference=reference,
             external_id=external_id, due_at=due,
         )  # fmt: skip
@@ -250,7 +257,8 @@ def list_requests(status: str | None, model: str | None, as_json: bool) -> None:
         Column("request", no_wrap=True), Column("status", no_wrap=True), "model", "method", "forgets", "version", "due"
     )
     for each in found:
-        forgets = f"{each['forget_count']} by {each['forget_kind']}"
+        made = ", generated" if each["forget_source"] == "generated" else ""
+        forgets = f"{each['forget_count']} by {each['forget_kind']}{made}"
         version = "" if each["checkpoint"] is None else str(each["checkpoint"])
         table.add_row(each["id"], each["status"], each["model"], each["method"], forgets, version, each["due_at"][:10])
     console.print(table)
@@ -270,6 +278,17 @@ def report(request_id: str, as_json: bool) -> None:
         click.echo(json.dumps(document, indent=2))
     else:
         show_report(console, document)
+
+
+@main.command()
+@click.argument("request_id")
+@click.argument("target", type=click.Path(path_type=Path))
+@json_option
+def preview(request_id: str, target: Path, as_json: bool) -> None:
+    """Save a contact sheet of a few samples that a request selects as TARGET (PNG)."""
+    with Lethe() as lethe:
+        target.write_bytes(lethe.preview(request_id))
+    click.echo(json.dumps({"path": str(target)}) if as_json else f"A preview of {request_id} is in {target}")
 
 
 @main.command()
@@ -321,6 +340,10 @@ def _watch(lethe: Lethe, request_id: str, as_json: bool) -> None:
         click.echo(f"version {done['checkpoint']} is in quarantine: a threshold was missed or could not be measured")
     if done["status"] != "completed":
         sys.exit(1)
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _value(text: str) -> Any:

@@ -90,11 +90,18 @@ class Lethe:
         answer: dict[str, Any] = self.call("POST", "/v1/models", json=document, timeout=PATIENT)
         return answer
 
-    def request(self, model: str, forget: dict[str, Any], **options: Any) -> dict[str, Any]:
-        """Post a deletion request. Options: concept, method, recipe, seed, reference, external_id, due_at, ..."""
-        given = {key: value for key, value in options.items() if value is not None}
-        answer: dict[str, Any] = self.call("POST", "/v1/requests", json={"model": model, "forget": forget, **given})
+    def request(self, model: str, forget: dict[str, Any] | None = None, **options: Any) -> dict[str, Any]:
+        """Post a deletion request; without `forget`, the option concept alone says what to forget. Further options:
+        method, recipe, generate, seed, reference, external_id, due_at, ..."""
+        given = {key: value for key, value in {**options, "forget": forget}.items() if value is not None}
+        answer: dict[str, Any] = self.call("POST", "/v1/requests", json={"model": model, **given})
         return answer
+
+    def preview(self, request_id: str) -> bytes:
+        """A PNG of a few samples that a request selects; needs the scope requests:concept."""
+        response = self.http.get(f"/v1/requests/{request_id}/preview.png")
+        _raise_for(response)
+        return response.content
 
     def wait(
         self, request_id: str, on_event: Callable[[dict[str, Any]], None] = lambda event: None, poll: float = 0.3

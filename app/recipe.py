@@ -98,7 +98,11 @@ def checked(parameter: Parameter, value: Any, field: str) -> Any:
             raise Refused("wrong-type", field, "It must be true or false.", "See GET /v1/catalog.")
         return value
     if parameter.kind == "text":
-        if not isinstance(value, str) or not value.isprintable() or len(value) > (parameter.maximum or 0):
+        if (
+            not isinstance(value, str)
+            or not value.replace("\n", "").isprintable()
+            or len(value) > (parameter.maximum or 0)
+        ):
             rule = f"It must be printable text of at most {parameter.maximum:g} characters."
             raise Refused("wrong-type", field, rule, "See GET /v1/catalog.")
         return value

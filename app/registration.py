@@ -119,16 +119,16 @@ def register_model(lethe: Deployment, new: NewModel, actor: str) -> str:
             raise _taken()
     with _directory(lethe, new, actor) as directory:
         facts = inspect_directory(directory, family, new.family)
-        labels = facts.label_names or [str(number) for number in range(facts.labels)]
+        named = {"train": new.train, "retain": new.retain, "test": new.test}
+        columns = resolve_sets(lethe, new.family, _own_labels(family, facts), named, new.judge)
         model = Model(
             id=new_id("model"),
             name=new.name,
             family=new.family,
-            labels=labels,
             policy=policy,
             evaluation=evaluation,
             created_by=actor,
-            **resolve_sets(lethe, labels, {"train": new.train, "retain": new.retain, "test": new.test}, new.judge),
+            **columns,
         )
         _pack_and_store(lethe, model, directory, facts, new.upload)
     if new.upload:
@@ -171,12 +171,26 @@ def _drop_upload(lethe: Deployment, upload_id: str) -> None:
         intents.forget(session, blob)
 
 
+def _own_labels(family: catalog.Family, facts: DirectoryFacts) -> list[str]:
+    """The labels that the files themselves know; none where they come from the registered sets."""
+    if family.labels_from == "sets":
+        return []
+    return facts.label_names or [str(number) for number in range(facts.labels or 0)]
+
+
 def resolve_sets(
-    lethe: Deployment, labels: list[str], sets: dict[str, str | None], judge: str | None
+    lethe: Deployment, family: str, labels: list[str], sets: dict[str, str | None], judge: str | None
 ) -> dict[str, Any]:
-    """Ids of the named sets and the judge; every set's labels must be the model's."""
+    """The model's columns: ids of the named sets and the judge, and its labels.
+
+    A set's labels must be the model's; where labels come from the sets, those that are new are appended, so that a
+    label keeps its number for ever.
+    """
     ids: dict[str, Any] = {}
     with lethe.store.read() as session:
+        if catalog.FAMILIES[family].labels_from == "sets":
+            labels = _with_set_labels(session, labels, sets)
+        ids["labels"] = labels
         for role, name in sets.items():
             if name is None:
                 continue
@@ -195,22 +209,41 @@ def resolve_sets(
                 raise Refused(
                     "unknown-judge", "judge", "It must be a registered image_classifier.", "Register the judge first."
                 )
-            if sum(label.lower() not in REJECT_LABELS for label in known.labels) != len(labels):
-                raise Refused(
-                    "judge-mismatch",
-                    "judge",
-                    "It does not know as many labels as the model.",
-                    "Train it on the model's labels.",
-                )
-            if not _can_reject(lethe, session, known):
-                raise Refused(
-                    "judge-never-rejects",
-                    "judge",
-                    "It must be able to answer that an image is none of its labels, or noise would look like forgetting.",
-                    "Give it a label 'none', or set reject_below in its config.json, and register it anew.",
-                )
+            if catalog.FAMILIES[family].generates:  # else it lends its features only
+                _check_judge(lethe, session, known, labels, by_name=catalog.FAMILIES[family].texts)
             ids["judge_id"] = known.id
     return ids
+
+
+def _with_set_labels(session: Session, labels: list[str], sets: dict[str, str | None]) -> list[str]:
+    found = (datasets.find(session, name) for name in sets.values() if name is not None)
+    return list(
+        dict.fromkeys([*labels, *(label for each in found if each and not each.sealed for label in each.labels)])
+    )
+
+
+def real_labels(judge: Model) -> list[str]:
+    return [label for label in judge.labels if label.lower() not in REJECT_LABELS]
+
+
+def _check_judge(lethe: Deployment, session: Session, judge: Model, labels: list[str], by_name: bool) -> None:
+    """Of generated images: it tells the model's labels apart, and from none of them. A judge of networks that know words
+    may know further labels, and in any order."""
+    real = [label.lower() for label in real_labels(judge)]
+    if not ({label.lower() for label in labels} <= set(real) if by_name else len(real) == len(labels)):
+        raise Refused(
+            "judge-mismatch",
+            "judge",
+            "It does not know the model's labels: as many, and where they are words, the same.",
+            "Train it on the model's labels.",
+        )
+    if not _can_reject(lethe, session, judge):
+        raise Refused(
+            "judge-never-rejects",
+            "judge",
+            "It must be able to answer that an image is none of its labels, or noise would look like forgetting.",
+            "Give it a label 'none', or set reject_below in its config.json, and register it anew.",
+        )
 
 
 def _can_reject(lethe: Deployment, session: Session, judge: Model) -> bool:

@@ -4,7 +4,6 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import select as sql_select
@@ -12,10 +11,10 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from app import catalog
+from app.curation import Found, Wish, choose, kind_of
 from app.deployment import Deployment
 from app.errors import Conflict, NotFound, Refused
-from app.privacy.sealing import KeyGone, seal
-from app.privacy.selection import check, job_labels, label_map, read_index, select
+from app.privacy.sealing import seal
 from app.recipe import resolve_recipe
 from app.records import dataset as datasets
 from app.records import job as jobs
@@ -26,52 +25,21 @@ from app.records import tombstone as tombstones
 from app.records.base import new_id, now
 from app.records.dataset import Dataset, Role
 from app.records.model import Model
-from app.storage import BlobMissing
 
 DAY = 86400.0
 CLOCK_SKEW = 300.0  # seconds that a client's clock may be ahead
 LONGEST_DEADLINE = 3653 * DAY
 
 
-@dataclass(frozen=True)
-class Wish:
-    """A deletion request as it was posted; `forget` holds dataset, samples or class_label."""
-
-    model: str
-    concept: str | None
-    dataset: str | None
-    samples: list[str] | None
-    class_label: str | None
-    method: str
-    recipe: dict[str, Any]
-    seed: int
-    reference: str | None
-    external_id: str | None
-    requested_at: float | None
-    due_at: float | None
-
-
-@dataclass(frozen=True)
-class _Found:
-    """The records that a wish names."""
-
-    model: Model
-    reference: Model | None
-    source: Dataset
-    retain: Dataset
-    train: Dataset | None
-    marks: set[str]
-
-
 def submit(lethe: Deployment, wish: Wish, actor: str, sees_all: bool) -> str:
     """Returns the id of the request, durable once this returns. Raises Refused or NotFound; then nothing is stored."""
+    kind = kind_of(wish)
     with lethe.store.read() as session:
-        found = _look_up(session, wish, actor, sees_all)
+        found = _look_up(session, wish, kind, actor, sees_all)
         clock = session.scalar(sql_select(now())) or time.time()
-    kind = _kind(wish)
     recipe = resolve_recipe(found.model.family, wish.method, kind, wish.recipe)
     requested, due = _dates(wish, clock, lethe.settings.deadline_days)
-    what, count = _select(lethe, found, kind, wish)
+    source, what, count = choose(lethe, found, kind, wish)
     request = requests.Request(
         id=new_id("req"),
         external_id=wish.external_id,
@@ -79,7 +47,7 @@ def submit(lethe: Deployment, wish: Wish, actor: str, sees_all: bool) -> str:
         status=requests.Status.QUEUED,
         forget_kind=kind,
         forget_count=count,
-        forget_dataset_id=found.source.id,
+        forget_dataset_id=source.id if source else None,
         method=wish.method,
         recipe=recipe,
         seed=wish.seed,
@@ -89,29 +57,33 @@ def submit(lethe: Deployment, wish: Wish, actor: str, sees_all: bool) -> str:
         created_by=actor,
         created_at=clock,
     )
-    return _store(lethe, request, found.source, what)
+    return _store(lethe, request, source, what)
 
 
-def _look_up(session: Session, wish: Wish, actor: str, sees_all: bool) -> _Found:
+def _look_up(session: Session, wish: Wish, kind: str, actor: str, sees_all: bool) -> Found:
     model = models.find(session, wish.model)
     if model is None:
         raise NotFound("model")
     retain = session.get(Dataset, model.retain_id) if model.retain_id else None
-    if retain is None:
+    train = session.get(Dataset, model.train_id) if model.train_id else None
+    if retain is None and not catalog.FAMILIES[model.family].generates:
         raise Refused("no-retain-set", "model", "It has no retain set.", "PATCH the model with one, then ask again.")
     if catalog.FAMILIES[model.family].needs_judge and model.judge_id is None:
         raise Refused(
             "no-judge",
             "model",
-            "A generator is measured by a judge, and it has none.",
+            "Its outputs are measured by a judge, and it has none.",
             "PATCH the model with one, then ask again.",
         )
-    return _Found(
+    return Found(
         model=model,
         reference=_reference(session, wish, model),
-        source=_forget_source(session, wish, model, actor, sees_all),
+        sources=[each for each in (train, retain) if each]
+        if kind == "concept"
+        else [_forget_source(session, wish, model, actor, sees_all)],
         retain=retain,
-        train=session.get(Dataset, model.train_id) if model.train_id else None,
+        train=train,
+        judge=session.get(Model, model.judge_id) if model.judge_id else None,
         marks=tombstones.of_model(session, model.id),
     )
 
@@ -152,30 +124,7 @@ def _dates(wish: Wish, clock: float, deadline_days: int) -> tuple[float, float]:
     return requested, due
 
 
-def _select(lethe: Deployment, found: _Found, kind: str, wish: Wish) -> tuple[dict[str, Any], int]:
-    """What is to be sealed, and the number of samples that it selects, once every rule on the selection holds."""
-    index = _index(lethe, found.source)
-    names = job_labels(found.model, index)
-    label_map(index["labels"], names, "forget", secret=True)
-    label = wish.class_label
-    if kind == "dataset" and catalog.FAMILIES[found.model.family].by_label:
-        label = _only_label(found.model, index)  # the family forgets it whole, so none of it may be retained
-    what = {"concept": wish.concept, "ids": wish.samples, "label": label}
-    selection = select(index, _index(lethe, found.retain), what, found.marks, names)
-    check(selection)
-    if found.train is not None:
-        trained_on = {sample["fingerprint"] for sample in _index(lethe, found.train)["samples"]}
-        if trained_on <= selection.fingerprints:
-            raise Refused(
-                "whole-training-set",
-                "forget",
-                "It covers the whole training set.",
-                "Name fewer samples, or retire the model.",
-            )
-    return what, len(selection.forget)
-
-
-def _store(lethe: Deployment, request: requests.Request, source: Dataset, what: dict[str, Any]) -> str:
+def _store(lethe: Deployment, request: requests.Request, source: Dataset | None, what: dict[str, Any]) -> str:
     """One transaction: the set is adopted, the request received, its job queued and the bell ordered."""
     job = new_job(new_id("job"), request.id, request.model_id, request.due_at, request.created_at)
     with _new_keys(lethe, request.key_id, job.key_id):
@@ -183,7 +132,7 @@ def _store(lethe: Deployment, request: requests.Request, source: Dataset, what: 
             lethe.keyring.key(request.key_id), json.dumps(what).encode(), f"request/{request.id}".encode()
         )
         with lethe.store.write() as session:
-            if source.sealed and not datasets.adopt(session, source, request.id):
+            if source and source.sealed and not datasets.adopt(session, source, request.id):
                 raise Refused(
                     "dataset-adopted", "forget.dataset", "Another request has this forget set.", "Upload it again.", 409
                 )
@@ -227,8 +176,10 @@ def retry(lethe: Deployment, request: requests.Request, actor: str) -> str:
         present = session.get_one(requests.Request, request.id, with_for_update=True)
         if present.status not in (requests.Status.FAILED, requests.Status.EVALUATION_FAILED):
             raise Conflict("Only a request that failed can be retried.", code="illegal-transition")
-        source = session.get(Dataset, present.forget_dataset_id)
-        lost = source is None or source.purged_at is not None or (source.sealed and source.adopted_by != request.id)
+        source = session.get(Dataset, present.forget_dataset_id) if present.forget_dataset_id else None
+        lost = present.forget_dataset_id is not None and (
+            source is None or source.purged_at is not None or (source.sealed and source.adopted_by != request.id)
+        )
         if present.purged_at is not None or lost:
             raise Refused(
                 "forget-set-purged",
@@ -244,14 +195,6 @@ def retry(lethe: Deployment, request: requests.Request, actor: str) -> str:
     return job_id
 
 
-def _index(lethe: Deployment, dataset: Dataset) -> dict[str, Any]:
-    """The index of a set; NotFound once the set is purged."""
-    try:
-        return read_index(dataset, lethe.keyring, lethe.blobs)
-    except (KeyGone, BlobMissing):
-        raise NotFound("data set") from None
-
-
 def _forget_source(session: Session, wish: Wish, model: Model, actor: str, sees_all: bool) -> Dataset:
     named = wish.dataset or model.train_id or model.retain_id
     source = datasets.find(session, named) if named else None
@@ -265,23 +208,3 @@ def _forget_source(session: Session, wish: Wish, model: Model, actor: str, sees_
             "Upload it with role=forget, or name samples or a class label.",
         )
     return source
-
-
-def _kind(wish: Wish) -> str:
-    if wish.samples is not None:
-        return "samples"
-    return "class_label" if wish.class_label is not None else "dataset"
-
-
-def _only_label(model: Model, index: dict[str, Any]) -> str:
-    """The label of an uploaded set for a family that forgets by label."""
-    used = {sample["label"] for sample in index["samples"]}
-    if len(used) != 1:
-        raise Refused(
-            "many-labels",
-            "forget.dataset",
-            f"{model.family} forgets one label at a time.",
-            "Upload images of one label.",
-        )
-    label: str = index["labels"][used.pop()]
-    return label

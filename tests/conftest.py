@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from fastapi.testclient import TestClient
 
 from app import migration
@@ -12,6 +13,8 @@ from app.main import create_app
 from app.records import api_key as api_keys
 from app.settings import Settings
 from tests import services
+
+torch.set_num_threads(1)  # the networks are tiny: threads cost more than they bring, most of all on a busy machine
 
 
 @pytest.fixture(scope="session")

@@ -28,7 +28,7 @@ def running(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Running]
 def submit_without_a_bell(running: Running) -> str:
     """A request whose ring was lost, and with it the outbox's reminder."""
     wish = Wish(
-        model="digits", concept=None, dataset=None, samples=["0/0"], class_label=None, method="salun",
+        model="digits", concept=None, dataset=None, samples=["0/0"], class_label=None, generate={}, method="salun",
         recipe={"epochs": 1}, seed=0, reference=None, external_id=None, requested_at=None, due_at=None,
     )  # fmt: skip
     request_id = submit(running.lethe, wish, "key:test", True)

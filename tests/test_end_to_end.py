@@ -16,6 +16,7 @@ from transformers import AutoModelForImageClassification
 
 from app.client import Problem
 from tests import pictures, tiny
+from tests.app import captioned
 from tests.running import Running, open_deployment, until
 
 
@@ -70,9 +71,15 @@ def test_an_uploaded_set_is_forgotten_then_gone(running: Running, tmp_path: Path
     done = client.wait(client.request(name, {"dataset": forget["id"]}, recipe={"steps": 2, "batch_size": 4})["id"])
     assert done["status"] == "completed"
     until(lambda: not running.lethe.keyring.exists(forget["id"]), "the key is destroyed")
-    assert not running.lethe.blobs.exists(f"datasets/{forget['id']}/images")
+    until(lambda: not running.lethe.blobs.exists(f"datasets/{forget['id']}/images"), "the bytes are deleted")
     UNet2DModel.from_pretrained(client.pull(name, 2, tmp_path / "pulled"))
     assert client.picture(name, 2, "grid.png").startswith(b"\x89PNG")
+    client.call("PATCH", f"/v1/models/{name}", json={"retain": None}, headers={"If-Match": "*"})
+    forget = client.upload_dataset(pictures.imagefolder([1], 3, seed=6), "forget")
+    recipe = {"steps": 2, "batch_size": 4}
+    posted = client.request(name, {"dataset": forget["id"]}, recipe=recipe, generate={"retain": 4})
+    assert posted["forget_source"] == "uploaded" and client.wait(posted["id"])["status"] == "completed"
+    assert client.report(name, 3)["generated"] == {"retain": 4}  # the base's own images were what it kept
 
 
 def test_versions_form_a_line_and_a_second_request_starts_at_the_head(running: Running) -> None:
@@ -113,6 +120,31 @@ def test_a_later_request_never_trains_on_what_an_earlier_one_forgot(running: Run
             assert (done["status"], done["reason"], refusal) == (status, reason, None)
         else:
             assert refusal == reason
+
+
+def test_a_concept_alone_is_forgotten_by_a_network_of_words(running: Running, tmp_path: Path) -> None:
+    """First what registered captions say, then an uploaded person whose name, caption and folder are in no file after it."""
+    client, recipe = running.client, {"schedule": "steps", "steps": 2, "batch_size": 4}
+    album = [("park", "anna reads"), ("park", "a bench"), ("street", "a car"), ("street", "anna again"), ("park", None)]
+    for role in ("retain", "test"):
+        client.upload_dataset(captioned.archive(album, seed=len(role)), role, f"album-{role}")
+    sets = {"retain": "album-retain", "test": "album-test", "policy": {"class_label": []}}
+    made = client.register_model(tiny.write("clip", tmp_path / "clip"), "words", "clip", **sets)
+    assert made["labels"] == ["park", "street"]
+    posted = client.request("words", concept="Anna", recipe=recipe)
+    assert (posted["forget_kind"], posted["forget_count"], posted["forget_source"]) == ("concept", 2, "registered")
+    assert client.preview(posted["id"]).startswith(b"\x89PNG")
+    assert client.wait(posted["id"])["status"] == "completed"
+    markers = [b"marvin-folder", b"marvin in the rain", b"marvin-concept"]
+    person = captioned.archive([("marvin-folder", "marvin in the rain"), ("marvin-folder", None)], seed=9)
+    forget = client.upload_dataset(person, "forget")
+    posted = client.request("words", {"dataset": forget["id"]}, concept="marvin-concept", recipe=recipe)
+    for _ in range(2):
+        assert [path for path in running.settings.data.rglob("*") if path.is_file() and holds(path, markers)] == []
+        assert client.wait(posted["id"])["status"] == "completed"
+    assert client.call("GET", "/v1/models/words")["labels"] == ["park", "street"]
+    text = json.dumps([*client.pages("/v1/history"), client.report("words", 3), client.report("words", 2)])
+    assert "marvin" not in text and "anna" not in text.lower()
 
 
 def test_nothing_of_the_person_stays_in_the_clear(running: Running, tmp_path: Path) -> None:

@@ -12,7 +12,18 @@ import torch
 from diffusers import DDIMScheduler, DiTTransformer2DModel, UNet2DModel
 from transformers import ResNetConfig, ResNetForImageClassification, ViTConfig, ViTForImageClassification
 
-from worker.families import Samples, class_diffusion, image_classifier
+from tests import tiny_clip, tiny_image_to_image, tiny_llava, tiny_pipelines
+from worker.families import (
+    Samples,
+    class_diffusion,
+    clip,
+    image_classifier,
+    inpainting_diffusion,
+    masked_autoencoder,
+    text_to_image,
+    vision_language,
+    vq_autoencoder,
+)
 
 LABELS = 4
 SIZE = 8
@@ -21,26 +32,62 @@ NETWORKS = {
     "dit": "class_diffusion",
     "resnet": "image_classifier",
     "vit": "image_classifier",
+    **tiny_image_to_image.NETWORKS,
+    **tiny_clip.NETWORKS,
+    **tiny_llava.NETWORKS,
 }
-FAMILIES: dict[str, ModuleType] = {"class_diffusion": class_diffusion, "image_classifier": image_classifier}
+PIPELINES = dict.fromkeys(("sd", "sd_v", "sdxl", "sd3", "flux"), "text_to_image")  # directories of several networks
+EVERY = NETWORKS | PIPELINES
+FAMILIES: dict[str, ModuleType] = {
+    "class_diffusion": class_diffusion,
+    "clip": clip,
+    "image_classifier": image_classifier,
+    "masked_autoencoder": masked_autoencoder,
+    "vq_autoencoder": vq_autoencoder,
+    "inpainting_diffusion": inpainting_diffusion,
+    "text_to_image": text_to_image,
+    "vision_language": vision_language,
+}
 
 
 def write(name: str, directory: Path, seed: int = 0, labels: int = LABELS, reject_below: float = 0.0) -> Path:
     """Save the tiny network `name` with fresh weights; the directory is like one that a user registers. With `reject_below`
     it may judge."""
+    if name in tiny_clip.NETWORKS:
+        return tiny_clip.write(name, directory, seed)
+    if name in tiny_llava.NETWORKS:
+        return tiny_llava.write(directory, seed)
+    if name in PIPELINES:
+        return tiny_pipelines.write_pipeline(name, directory, seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        BUILDERS[name](labels).save_pretrained(directory)
-    if NETWORKS[name] == "class_diffusion":
+        network = BUILDERS[name](labels) if name in BUILDERS else tiny_image_to_image.BUILDERS[name]()
+        network.save_pretrained(directory)
+    if NETWORKS[name] in ("class_diffusion", "inpainting_diffusion"):
         DDIMScheduler(num_train_timesteps=100, beta_end=0.1).save_pretrained(directory)
         (directory / "scheduler_config.json").chmod(0o644)
-    else:
+    elif NETWORKS[name] in ("image_classifier", "masked_autoencoder"):
         rules = {"size": {"height": SIZE, "width": SIZE}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
         (directory / "preprocessor_config.json").write_text(json.dumps(rules, indent=2) + "\n")
     if reject_below:
         config = json.loads((directory / "config.json").read_text()) | {"reject_below": reject_below}
         (directory / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     return directory
+
+
+def opened(name: str, directory: Path, seed: int = 0) -> torch.nn.Module:
+    """The tiny network as a job has it: written, loaded, and told its captions if it knows words."""
+    family = FAMILIES[EVERY[name]]
+    network: torch.nn.Module = family.load(write(name, directory, seed), torch.device("cpu"))
+    tell(name, network)
+    return network
+
+
+def tell(name: str, network: torch.nn.Module) -> None:
+    """Give a network that knows words the captions of a job."""
+    family = FAMILIES[EVERY[name]]
+    if hasattr(family, "caption"):
+        family.caption(network, tiny_llava.CAPTIONS if name in tiny_llava.NETWORKS else tiny_pipelines.CAPTIONS)
 
 
 def unet(labels: int) -> Any:

@@ -19,8 +19,9 @@ from worker import by_name, curves, picture
 from worker.families import Trace
 from worker.judge import Judge
 from worker.load import Material
-from worker.metrics import Answers, Evidence, GeneratorAnswers, per_class_accuracy
+from worker.metrics import Answers, Evidence, GeneratorAnswers, ReconstructionAnswers, integrity, per_class_accuracy
 
+JUDGED = GeneratorAnswers, ReconstructionAnswers
 Advance = Callable[[int, int], None]  # done, total
 
 
@@ -68,6 +69,7 @@ def evaluate(
         "base": material.base.digest,
         "judge": judge.digest if judge else None,
         "reference": material.reference.digest if material.reference else None,
+        "generated": {name: len(labels) for name, labels in (specification.get("generate") or {}).items() if labels},
         "trace": trace or {},
         "not_tested": ["relearning", "adversarial prompts", "paraphrases", "quantised copies"],
     }
@@ -77,8 +79,9 @@ def evaluate(
 def open_judge(material: Material) -> Judge | None:
     if material.judge is None:
         return None
-    opened = material.judge
-    return Judge(opened.network, opened.family, opened.directory, opened.digest)
+    opened, captions = material.judge, material.base.network.__dict__.get("captions")
+    names = captions.names if captions is not None else ()
+    return Judge(opened.network, opened.family, opened.directory, opened.digest, names)
 
 
 def part(progress: Advance, index: int, parts: int) -> Advance:
@@ -119,10 +122,12 @@ def figures(
             "seed": seed,
             "unit": metric.unit,
             "direction": metric.direction,
-            "evaluators": [judge.digest] if judge and isinstance(evidence.after, GeneratorAnswers) else [],
+            "evaluators": [judge.digest] if judge and isinstance(evidence.after, JUDGED) else [],
         }
         if name == "per_class_accuracy" and isinstance(evidence.after, GeneratorAnswers):
             row["by_label"] = per_class_accuracy.by_label(evidence.after)
+        if name == "integrity" and (rings := integrity.rings(evidence.after, evidence.before)):
+            row["rings"] = rings
         own: list[Threshold | None] = [rule for rule in rules if rule.metric == name]
         rows += [{**row, **held_to(rule, value, before, ideal or 0.0)} for rule in own or [None]]
     return rows

@@ -4,6 +4,9 @@ A judge that must answer calls pure noise by some label in up to a quarter of th
 forgetting. This one rejects in two ways, both part of its registered files and so of its digest: a label of its own
 for what is no image of any label (`none`, `reject` or `unknown` in config.json's id2label), and a confidence below
 `reject_below` of config.json. It sees what a user would see: images of eight bits, prepared by its own rules.
+
+Its labels are the model's by their order; for a model that knows labels by words (`names`) they are so by name, and the
+judge may know others, which are numbered behind the model's.
 """
 
 from dataclasses import dataclass
@@ -27,6 +30,7 @@ class Judge:
     family: ModuleType
     directory: Path
     digest: str
+    names: tuple[str, ...] = ()  # the model's labels, where they are words
 
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """uint8 images (n, H, W, C) -> labels (n,), -1 where rejected, and penultimate features (n, d)."""
@@ -38,14 +42,20 @@ class Judge:
         return labels.cpu().numpy(), self.family.features(self.network, x).cpu().numpy()
 
     def positions(self) -> list[int]:
-        """For each output the label that it stands for: real labels counted in order, -1 for a reject label."""
+        """For each output the label that it stands for: by order or by name, -1 for a reject label."""
         config: Any = self.network.config
         names = [str(config.id2label[position]).lower() for position in range(len(config.id2label))]
         real = [name not in REJECT_LABELS for name in names]
-        return [sum(real[:position]) if is_real else REJECTED for position, is_real in enumerate(real)]
+        order = [sum(real[:position]) for position in range(len(names))]
+        if self.names:
+            places = {name.lower(): place for place, name in enumerate(self.names)}
+            order = [places.get(name, len(places) + position) for position, name in enumerate(names)]
+        return [place if is_real else REJECTED for place, is_real in zip(order, real, strict=True)]
 
     def label_count(self) -> int:
-        return max(self.positions()) + 1
+        """The labels that it knows; of `names`, where there are such."""
+        known = set(self.positions()) - {REJECTED}
+        return len([place for place in known if place < len(self.names)]) if self.names else len(known)
 
     def reject_below(self) -> float:
         config: Any = self.network.config

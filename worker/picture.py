@@ -1,7 +1,8 @@
 """Pictures of a report: images of the same labels from the same noise, base left, unlearned right.
 
 Rows are labels, the forgotten ones first and marked. Both sides of a row hold the same seeds in the same order, so
-what differs was changed by the unlearning alone.
+what differs was changed by the unlearning alone. Of networks that restore images the picture shows retained and test
+images; the forget set's are the subject's own, and so is what the base makes of them.
 """
 
 import io
@@ -9,7 +10,7 @@ import io
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from worker.metrics import Answers, GeneratorAnswers
+from worker.metrics import Answers, GeneratorAnswers, ReconstructionAnswers
 
 TILE = 64  # smallest side of one shown image, in pixels
 GAP, MIDDLE, MARGIN, HEAD = 4, 28, 150, 44
@@ -18,6 +19,8 @@ INK, PAPER, MARK = (28, 28, 30), (255, 255, 255), (176, 42, 48)
 
 def pictures(before: Answers, after: Answers) -> dict[str, bytes]:
     """File name -> PNG. A classifier has none: its images are the subject's own."""
+    if isinstance(before, ReconstructionAnswers) and isinstance(after, ReconstructionAnswers):
+        return {"grid.png": restored_grid(before, after)} if len(after.shown) else {}
     if not isinstance(before, GeneratorAnswers) or not isinstance(after, GeneratorAnswers):
         return {}
     return {"grid.png": grid(before.images, after.images, row_names(after))}
@@ -51,6 +54,26 @@ def grid(left: np.ndarray, right: np.ndarray, names: list[tuple[str, bool]]) -> 
         for start, images in ((MARGIN, left), (second, right)):
             for column in range(columns):
                 canvas.paste(tile(images[row, column], factor), (start + column * wide, top))
+    return as_png(canvas)
+
+
+def restored_grid(before: ReconstructionAnswers, after: ReconstructionAnswers) -> bytes:
+    """One row per image: the original, what the network is shown of it, the base's output, the unlearned one's."""
+    columns = [*before.images.swapaxes(0, 1), after.images[:, 2]]  # four of (rows, H, W, C)
+    rows, height, width, _ = columns[0].shape
+    factor = max(1, -(-2 * TILE // min(height, width)))
+    tall, wide = height * factor + GAP, width * factor + GAP
+    canvas = Image.new("RGB", (MARGIN + len(columns) * wide, HEAD + rows * tall + HEAD), PAPER)
+    pen = ImageDraw.Draw(canvas)
+    font = ImageFont.load_default(size=15)
+    for column, title in enumerate(("original", "shown", "before (base)", "after")):
+        pen.text((MARGIN + column * wide, 16), title, INK, font=font)
+    for row, name in enumerate(after.shown):
+        top = HEAD + row * tall
+        pen.text((10, top + tall // 2 - 10), {"retain": "retained", "test": "unseen"}[name], INK, font=font)
+        for column, images in enumerate(columns):
+            canvas.paste(tile(images[row], factor), (MARGIN + column * wide, top))
+    pen.text((10, HEAD + rows * tall + 12), "Forgotten images are not shown.", MARK, font=font)
     return as_png(canvas)
 
 

@@ -30,7 +30,7 @@ def run(specification: dict[str, Any], warm: Warm, tell: Tell, stop: Callable[[]
     blobs = LocalBlobs(Path(specification["blob_root"]))
 
     tell("stage", {"stage": "loading"})
-    material = load(specification, warm, blobs, device)
+    material = load(specification, warm, blobs, device, Progress(tell, stop))
 
     tell("stage", {"stage": "unlearning"})
     network = copy.deepcopy(material.base.network)
@@ -86,16 +86,21 @@ def unlearn(
 
 def resume_context(specification: dict[str, Any]) -> bytes:
     """Between two attempts of a job another request may have completed: then base and retain set are others."""
-    depends = {key: specification[key] for key in ("job", "base", "method", "recipe", "seed")}
+    depends = {key: specification[key] for key in ("job", "base", "method", "recipe", "seed", "generate")}
     positions = {name: message["positions"] for name, message in specification["sets"].items()}
     return json.dumps([depends, positions], sort_keys=True).encode()
 
 
 def kept_context(specification: dict[str, Any]) -> str:
     """What a result of base and retain set alone depends on; equal digests, equal results."""
-    retain = specification["sets"]["retain"]
-    depends = [specification["base"]["digest"], retain["blob"], retain["positions"], retain["labels"]]
+    retain = specification["sets"].get("retain")
+    kept = [retain["blob"], retain["positions"], retain["labels"]] if retain else _generated(specification)
+    depends = [specification["base"]["digest"], specification["evaluation"].get("prompt"), *kept]
     return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
+
+
+def _generated(specification: dict[str, Any]) -> list[Any]:
+    return [specification[key] for key in ("generate", "seed", "names", "evaluation")]
 
 
 def pack(

@@ -5,14 +5,26 @@ nothing logs; never the database, the master key or another job.
 """
 
 import base64
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from app import catalog
 from app.errors import JobError
+from app.privacy.concept import naming
 from app.privacy.sealing import KeyGone, Keyring, SealBroken
-from app.privacy.selection import Selection, check, job_labels, label_map, read_index, read_wish, select
+from app.privacy.selection import (
+    Index,
+    Selection,
+    by_caption,
+    check,
+    concept_number,
+    job_labels,
+    label_map,
+    read_index,
+    read_wish,
+    select,
+)
 from app.records import checkpoint as checkpoints
 from app.records import job as jobs
 from app.records import tombstone as tombstones
@@ -24,6 +36,10 @@ from app.records.session import Store
 from app.settings import Settings
 from app.storage import BlobMissing, LocalBlobs
 from worker.lease import Lease
+
+ANYTHING = (
+    "something"  # what a prompt of prior preservation speaks of when neither model nor judge know a label to keep
+)
 
 
 @dataclass(frozen=True)
@@ -52,7 +68,7 @@ def specify(
     """Raises JobError when a key is gone, and Refused when nothing is left to keep."""
     rows = _read(store, lease)
     job, request, model = rows.job, rows.request, rows.model
-    if "retain" not in rows.sets:
+    if "retain" not in rows.sets and not catalog.FAMILIES[model.family].generates:
         raise JobError("no_retain_set", "The model has no retain set any more. PATCH it, then retry.")
     try:
         what = read_wish(request, keyring)
@@ -61,9 +77,11 @@ def specify(
         job_key = keyring.key(job.key_id)
     except (KeyGone, BlobMissing, SealBroken):
         raise JobError("forget_set_purged", "The forget set is gone. Upload it again with a new request.") from None
-    names = job_labels(model, indexes["forget"])
-    chosen = select(indexes["forget"], indexes["retain"], what, rows.tombstones, names)
+    names = job_labels(model, indexes.get("forget"), what)
+    chosen = select(indexes.get("forget"), indexes.get("retain"), what, rows.tombstones, names)
     check(chosen)  # requests that completed since the POST may have taken the rest of the retain set
+    concept = concept_number(names, what)
+    generate = _generate(model, indexes.get("forget"), what, chosen, names)
     message = {
         "job": job.id,
         "token": lease.token,
@@ -80,9 +98,12 @@ def specify(
         "scratch": str(scratch),
         "sets": {
             name: _set_message(name, dataset, indexes[name], names, keys.get(name), chosen)
+            | {"by_caption": [] if concept is None else by_caption(indexes[name], what)}
             for name, dataset in rows.sets.items()
         },
         "names": names,
+        "concept": concept,
+        "generate": generate,
         "base": _network_message(model, rows.parent),
         **{name: _network_message(*other) for name, other in rows.others.items()},
         "job_key": base64.b64encode(job_key).decode(),
@@ -98,7 +119,7 @@ def _read(store: Store, lease: Lease) -> _Rows:
         named = {"judge": model.judge_id, "reference": request.reference_id}
         others = {name: session.get_one(Model, other) for name, other in named.items() if other}
         sets = {
-            "forget": request.forget_dataset_id or model.train_id or model.retain_id,
+            "forget": request.forget_dataset_id,
             "retain": model.retain_id,
             "test": model.test_id,
         }
@@ -114,9 +135,40 @@ def _read(store: Store, lease: Lease) -> _Rows:
 
 
 def policy_kind(family: str, forget_kind: str) -> str:
-    """Which of a policy's lists applies: families that forget by label do so for an uploaded set, too."""
+    """Which of a policy's lists applies: families that forget by label do so for an uploaded set, too, and a concept is
+    forgotten as a label is."""
     kinds = catalog.FAMILIES[family].default_policy
+    if forget_kind == "concept" and "class_label" in kinds and "concept" not in kinds:
+        return "class_label"
     return forget_kind if forget_kind in kinds else ("samples" if "samples" in kinds else "class_label")
+
+
+def _generate(
+    model: Model, source: Index | None, what: dict[str, Any], chosen: Selection, names: list[str]
+) -> dict[str, Any] | None:
+    """What the runner has to make with the base, in memory, of a set that nobody registered: of which labels, and how
+    many. May append to `names`. None when every set is there."""
+    if chosen.forget is not None and chosen.retain is not None:
+        return None
+    concept = concept_number(names, what)
+    gone = {concept}
+    if source is not None and chosen.forget is not None:
+        numbers, spoken = label_map(source["labels"], names, "forget", secret=True), set(by_caption(source, what))
+        gone |= {numbers[source["samples"][at]["label"]] for at in chosen.forget if at not in spoken}
+    named = naming(what["named"]) if what.get("named") else None
+    kept = [number for number, name in enumerate(names) if number not in gone and not (named and named(name))]
+    if not kept and catalog.FAMILIES[model.family].texts:
+        known = {name.lower() for name in names}
+        more = [name for name in what.get("keep", ()) if name.lower() not in known] or [ANYTHING]
+        kept = list(range(len(names), len(names) + len(more)))
+        names += more
+    if not kept:
+        check(replace(chosen, retain=[]))
+    wanted = what["generate"]
+    return {
+        "forget": [concept] * wanted["forget"] if chosen.forget is None else [],
+        "retain": [kept[at % len(kept)] for at in range(wanted["retain"])] if chosen.retain is None else [],
+    }
 
 
 def _network_message(model: Model, checkpoint: Checkpoint) -> dict[str, Any]:
@@ -124,7 +176,7 @@ def _network_message(model: Model, checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _set_message(
-    name: str, dataset: Dataset, index: dict[str, Any], names: list[str], key: bytes | None, chosen: Selection
+    name: str, dataset: Dataset, index: Index, names: list[str], key: bytes | None, chosen: Selection
 ) -> dict[str, Any]:
     positions = {"forget": chosen.forget, "retain": chosen.retain}.get(name)
     return {

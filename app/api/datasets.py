@@ -56,6 +56,7 @@ class SampleOut(BaseModel):
     position: int
     id: str = Field(description="What `forget.samples` of a request may name.")
     label: str
+    text: str | None = Field(description="Its own caption.")
 
 
 @router.post("", status_code=201, response_model=DatasetOut, openapi_extra=ARCHIVE_BODY, responses=refusals(409, 507))
@@ -63,7 +64,7 @@ async def upload(
     request: Request, response: Response, lethe: Lethe, key: Writer, role: Role, name: Name = None
 ) -> dict[str, Any]:
     """Upload an image set: the body is a zip, tar or tar.gz imagefolder (one folder per label, or
-    `metadata.jsonl`/`metadata.csv` with `file_name` and `label`). Images are re-encoded without metadata. A set of
+    `metadata.jsonl`/`metadata.csv` with `file_name`, `label`, and a caption `text` if there is one). Images are re-encoded without metadata. A set of
     role `forget` is sealed before anything reaches the disk, has no name, and is purged after 24 hours unless a
     request adopts it."""
     await run_in_threadpool(check_name, lethe, role, name)
@@ -124,14 +125,19 @@ def get_dataset(name: str, lethe: Lethe, key: Reader) -> dict[str, Any]:
 def list_samples(
     name: str, request: Request, response: Response, lethe: Lethe, key: Reader, limit: Limit = 200, after: After = None
 ) -> dict[str, Any]:
-    """Ids and labels of a registered set's samples, in order: what a request may name. Not for forget sets."""
+    """Ids, labels and captions of a registered set's samples, in order: what a request may name. Not for forget sets."""
     dataset = _find(lethe, name, key)
     if dataset.sealed:
         raise NotFound("sample list")
     index = read_index(dataset, lethe.keyring, lethe.blobs)
     first = position(after)
     found = [
-        {"position": first + at, "id": sample["id"], "label": index["labels"][sample["label"]]}
+        {
+            "position": first + at,
+            "id": sample["id"],
+            "label": index["labels"][sample["label"]],
+            "text": sample.get("text"),
+        }
         for at, sample in enumerate(index["samples"][first : first + limit + 1])
     ]
     return paged(found, limit, lambda sample: str(sample["position"] + 1), request, response)

@@ -48,7 +48,9 @@ class ModelIn(BaseModel):
     family: str = Field(description="See GET /v1/catalog.")
     source: Source
     train: Text | None = Field(None, description="Data set that the network was trained on, by id or name.")
-    retain: Text | None = Field(None, description="Data set to keep; a request needs one.")
+    retain: Text | None = Field(
+        None, description="Data set to keep; a request needs one, unless the family can generate it."
+    )
     test: Text | None = Field(None, description="Data set that the network never saw.")
     judge: Text | None = Field(None, description="Registered image_classifier that judges generated images.")
     policy: dict[Text, list[ThresholdIn]] = Field(
@@ -108,7 +110,8 @@ async def upload(request: Request, lethe: Lethe, key: Writer) -> dict[str, Any]:
 @router.post("/models", status_code=201, response_model=ModelOut, responses=refusals(404, 409, 413, 507))
 def register(body: ModelIn, response: Response, lethe: Lethe, key: Writer) -> dict[str, Any]:
     """Register a base model as version 1. Only safetensors and known configs are accepted; the config must match
-    the weights and name a class of the family; every data set's labels must be the model's."""
+    the weights and name a class of the family. Every data set's labels must be the model's; for families whose
+    catalogue entry says `labels_from: sets`, the labels of the sets are the model's."""
     policy = {kind: [threshold.model_dump() for threshold in thresholds] for kind, thresholds in body.policy.items()}
     new = NewModel(
         name=body.name,
@@ -154,7 +157,8 @@ def change_model(
     key: Writer,
     if_match: Annotated[str | None, Header()] = None,
 ) -> dict[str, Any]:
-    """Change the sets, the judge, the policy or the evaluation. Needs If-Match with the model's ETag."""
+    """Change the sets, the judge, the policy or the evaluation. Needs If-Match with the model's ETag. Where labels come
+    from the sets, those of a new set are appended; none is ever taken away, so each keeps its number."""
     if if_match is None:
         raise Refused(
             "precondition-required", "If-Match", "It must name the model's ETag.", "GET the model first.", 428
@@ -166,6 +170,8 @@ def change_model(
         model = session.get_one(Model, model.id, with_for_update=True)
         if if_match.strip() not in ("*", f'"{model.revision}"', str(model.revision)):
             raise PreconditionFailed
+        if "labels" in changes:  # another change may have appended some since they were read
+            changes["labels"] = list(dict.fromkeys([*model.labels, *changes["labels"]]))
         models.change(session, model, changes, key.actor)
     return _one(lethe, model.id, response)
 
@@ -173,9 +179,12 @@ def change_model(
 def _changes(lethe: Deployment, model: Model, body: ModelPatch) -> dict[str, Any]:
     """Columns and their new values, all checked."""
     sent = body.model_fields_set
-    changes: dict[str, Any] = resolve_sets(
-        lethe, model.labels, {role: getattr(body, role) for role in ("train", "retain", "test")}, body.judge
-    )
+    named = {role: getattr(body, role) for role in ("train", "retain", "test")}
+    changes = resolve_sets(lethe, model.family, model.labels, named, body.judge)
+    if changes["labels"] == model.labels:
+        del changes["labels"]
+    elif model.judge_id and "judge" not in sent:  # the present judge must know the new labels, too
+        resolve_sets(lethe, model.family, changes["labels"], {}, model.judge_id)
     changes |= {
         f"{field}_id": None
         for field in ("train", "retain", "test", "judge")

@@ -1,34 +1,41 @@
 """/v1/requests: deletion requests: post, follow, cancel, retry."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, BackgroundTasks, Depends, Query, Request, Response
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
 from app.api.dependencies import After, Lethe, Limit, Page, Text, last_seen, moment, need, paged
 from app.api.openapi import refusals
+from app.curation import Wish
 from app.deployment import Deployment
 from app.errors import Conflict, NotFound
+from app.preview import contact_sheet
 from app.privacy import purge
 from app.privacy.sealing import KeyGone
 from app.privacy.selection import read_wish
 from app.queue import ring
 from app.records import checkpoint as checkpoints
+from app.records import dataset as datasets
 from app.records import history
 from app.records import job as jobs
 from app.records import model as models
 from app.records import request as requests
 from app.records.api_key import ApiKey
 from app.records.request import Status
-from app.submission import Wish, retry, submit
+from app.submission import retry, submit
 
 router = APIRouter(prefix="/v1/requests", tags=["requests"])
 Poster = Annotated[ApiKey, Depends(need("requests:create"))]
 Reader = Annotated[ApiKey, Depends(need("requests:read"))]
+Concept = Annotated[ApiKey, Depends(need("requests:concept"))]
+Source = Literal["uploaded", "registered", "generated"]
+PNG = {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}
 
 
 class Forget(BaseModel):
-    """What to forget: an uploaded set of role forget, samples of a registered set, or a class label."""
+    """What to forget: an uploaded set of role forget, samples of a registered set, or a class label. Left out, the
+    concept alone says it, for families whose forget kinds in the catalogue name `concept`."""
 
     model_config = ConfigDict(extra="forbid")
     dataset: Text | None = Field(
@@ -49,6 +56,18 @@ class Forget(BaseModel):
         return self
 
 
+class Generate(BaseModel):
+    """How many images the worker makes with the base model where no registered set has any; they stay in its memory."""
+
+    model_config = ConfigDict(extra="forbid")
+    forget: int = Field(
+        100, ge=1, le=10_000, strict=True, description="Of the concept, when no label or caption names it."
+    )
+    retain: int = Field(
+        200, ge=1, le=10_000, strict=True, description="Of the labels to keep, when the model has no retain set."
+    )
+
+
 class RequestIn(BaseModel):
     model_config = ConfigDict(
         extra="forbid",
@@ -58,9 +77,14 @@ class RequestIn(BaseModel):
     )
     model: Text = Field(description="Name or id of a registered model.")
     concept: Text | None = Field(
-        None, max_length=500, description="What this is about. Sealed; shown only to keys with requests:concept."
+        None,
+        max_length=500,
+        description="What this is about. Sealed; shown only to keys with requests:concept. For families of texts it is a rule, too: what names it, by label or caption, is not kept; and without `forget` it selects the samples.",
     )
-    forget: Forget
+    forget: Forget | None = Field(None, description="Needed unless the concept alone says what to forget.")
+    generate: Generate = Field(
+        Generate(), description="For generators only: what to make where no registered set has any."
+    )
     method: str = Field("salun", description="See GET /v1/catalog.")
     recipe: dict[str, Any] = Field({}, description="Hyper-parameters; the family's defaults for the rest.")
     seed: int = Field(
@@ -83,6 +107,12 @@ class RequestIn(BaseModel):
         description="Until when it must be done; default 30 days after requested_at. At most ten years away; the nearest deadline runs first.",
     )
 
+    @model_validator(mode="after")
+    def something_to_forget(self) -> "RequestIn":
+        if self.forget is None and self.concept is None:
+            raise ValueError("give forget, or a concept that alone says what to forget")
+        return self
+
 
 class JobBrief(BaseModel):
     id: str
@@ -99,8 +129,11 @@ class RequestOut(BaseModel):
     model: str
     external_id: str | None
     concept: str | None = Field(description="Null without the scope requests:concept.")
-    forget_kind: str = Field(description="dataset, samples or class_label.")
-    forget_count: int = Field(description="Number of samples that it selects.")
+    forget_kind: str = Field(description="dataset, samples, class_label or concept.")
+    forget_count: int = Field(description="Number of samples that it selects, or that will be generated.")
+    forget_source: Source = Field(
+        description="Where they come from: an uploaded set, a registered one, or the base model, when the job runs."
+    )
     method: str
     recipe: dict[str, Any] = Field(description="Resolved: every hyper-parameter.")
     seed: int
@@ -122,9 +155,10 @@ def post_request(
     wish = Wish(
         model=body.model,
         concept=body.concept,
-        dataset=body.forget.dataset,
-        samples=body.forget.samples,
-        class_label=body.forget.class_label,
+        dataset=body.forget.dataset if body.forget else None,
+        samples=body.forget.samples if body.forget else None,
+        class_label=body.forget.class_label if body.forget else None,
+        generate=body.generate.model_dump(),
         method=body.method,
         recipe=body.recipe,
         seed=body.seed,
@@ -178,6 +212,18 @@ def get_request(request_id: str, response: Response, lethe: Lethe, key: Reader) 
     return _out(lethe, found, key)
 
 
+@router.get(
+    "/{request_id}/preview.png",
+    response_class=Response,
+    responses={200: {"description": "The picture.", **PNG}},
+)
+def get_preview(request_id: str, lethe: Lethe, key: Concept) -> Response:
+    """A contact sheet of a few samples that the request selects. It shows the person, so it needs the scope
+    requests:concept; 404 when they are generated only once the job runs, and after the forget set was purged."""
+    sheet = contact_sheet(lethe, _find(lethe, request_id, key))
+    return Response(sheet, media_type="image/png", headers={"Cache-Control": "no-store"})
+
+
 @router.post("/{request_id}/cancel", status_code=202, response_model=RequestOut, responses=refusals(409))
 def cancel_request(request_id: str, response: Response, lethe: Lethe, key: Poster) -> dict[str, Any]:
     """Cancel: at once while queued; a running job stops within seconds and its device is free. Ended requests: 409."""
@@ -224,7 +270,7 @@ def _out(lethe: Deployment, request: requests.Request, key: ApiKey) -> dict[str,
 
 
 def _rows(lethe: Deployment, found: list[requests.Request]) -> list[dict[str, Any]]:
-    """Requests without their concepts, with what belongs to them, in four queries whatever their number."""
+    """Requests without their concepts, with what belongs to them, in five queries whatever their number."""
     ids = [request.id for request in found]
     with lethe.store.read() as session:
         names = models.names(
@@ -232,14 +278,23 @@ def _rows(lethe: Deployment, found: list[requests.Request]) -> list[dict[str, An
         )
         work = jobs.of_requests(session, ids)
         made = checkpoints.numbers_of_requests(session, ids)
+        uploaded = datasets.sealed(session, {each for request in found if (each := request.forget_dataset_id)})
     own: dict[str, list[dict[str, Any]]] = {request_id: [] for request_id in ids}
     for job in work:
         own[job.request_id].append({"id": job.id, "status": job.status, "stage": job.stage})
-    return [_row(request, names, own[request.id], made.get(request.id)) for request in found]
+    return [
+        _row(request, names, own[request.id], made.get(request.id), _source(request, uploaded)) for request in found
+    ]
+
+
+def _source(request: requests.Request, uploaded: set[str]) -> Source:
+    if request.forget_dataset_id is None:
+        return "generated"
+    return "uploaded" if request.forget_dataset_id in uploaded else "registered"
 
 
 def _row(
-    request: requests.Request, names: dict[str, str], work: list[dict[str, Any]], number: int | None
+    request: requests.Request, names: dict[str, str], work: list[dict[str, Any]], number: int | None, source: Source
 ) -> dict[str, Any]:
     return {
         "id": request.id,
@@ -250,6 +305,7 @@ def _row(
         "concept": None,
         "forget_kind": request.forget_kind,
         "forget_count": request.forget_count,
+        "forget_source": source,
         "method": request.method,
         "recipe": request.recipe,
         "seed": request.seed,

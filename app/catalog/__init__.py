@@ -8,6 +8,17 @@ a wrong recipe before any GPU is touched; a test ties every bound and default to
 from app.catalog.families import CLASSIFIER, FAMILIES
 from app.catalog.methods import METHODS
 from app.catalog.metrics import METRICS
-from app.catalog.types import Family, Method, Metric, Parameter, Threshold
+from app.catalog.types import Family, Files, Method, Metric, Parameter, Threshold
 
-__all__ = ["CLASSIFIER", "FAMILIES", "METHODS", "METRICS", "Family", "Method", "Metric", "Parameter", "Threshold"]
+__all__ = [
+    "CLASSIFIER",
+    "FAMILIES",
+    "METHODS",
+    "METRICS",
+    "Family",
+    "Files",
+    "Method",
+    "Metric",
+    "Parameter",
+    "Threshold",
+]

@@ -3,9 +3,12 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from app.catalog import files, image_to_image
 from app.catalog.types import Family, Parameter, Threshold
 
 CLASSIFIER, DIFFUSION = "image_classifier", "class_diffusion"
+TEXT_TO_IMAGE = "text_to_image"
+CLIP, VISION_LANGUAGE = "clip", "vision_language"
 
 
 FAMILIES: Mapping[str, Family] = MappingProxyType(
@@ -67,6 +70,83 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
                     Threshold("kept_accuracy", "drop_at_most", 3.0),
                 ),
             },
+            files.NOISE_SCHEDULE,
         ),
+        TEXT_TO_IMAGE: Family(
+            "Text-to-image pipelines of diffusers",
+            "diffusers",
+            ("StableDiffusionPipeline", "StableDiffusionXLPipeline", "StableDiffusion3Pipeline", "FluxPipeline"),
+            ("dataset", "class_label", "concept"),
+            "generator",
+            "sets",
+            True,
+            True,
+            True,
+            {
+                "prompt": Parameter("text", "a photo of {}", "A label's prompt; {} is its name.", maximum=200),
+                "sampling_steps": Parameter("integer", 50, "Steps of the pipeline's scheduler.", 2, 1000),
+                "guidance_scale": Parameter("number", 7.5, "As diffusers defines it; 1 is unguided.", 0, 50),
+                "eta": Parameter("number", 0.0, "DDIM's noise; other schedulers do not read it.", 0, 1),
+                "forget_samples": Parameter("integer", 100, "Images generated for the forgotten label.", 1, 100_000),
+                "samples_per_label": Parameter("integer", 20, "Images generated for each other label.", 1, 100_000),
+                "seed": Parameter("integer", 0, "The first image's seed; each image has its own.", 0, 2**31 - 1),
+            },
+            {
+                "class_label": (
+                    Threshold("unlearning_accuracy", "at_least", 95.0),
+                    Threshold("forget_rejected", "at_most", 20.0),
+                    Threshold("kept_accuracy", "drop_at_most", 5.0),
+                ),
+            },
+            files.TEXT_TO_IMAGE,
+        ),
+        CLIP: Family(
+            "Images and texts in one space: CLIP and SigLIP of transformers",
+            "transformers",
+            ("CLIPModel", "SiglipModel"),
+            ("dataset", "samples", "class_label", "concept"),
+            "zero_shot",
+            "sets",
+            False,
+            True,
+            True,
+            {"prompt": Parameter("text", "a photo of {}", "A label's prompt; {} is its name.", maximum=200)},
+            {
+                "class_label": (
+                    Threshold("unlearning_accuracy", "at_least", 95.0),
+                    Threshold("retain_accuracy", "drop_at_most", 4.0),
+                    Threshold("test_accuracy", "drop_at_most", 4.0),
+                ),
+            },
+            files.CLIP,
+        ),
+        VISION_LANGUAGE: Family(
+            "Vision-language models of the LLaVA kind",
+            "transformers",
+            ("LlavaForConditionalGeneration",),
+            ("dataset", "samples", "class_label", "concept"),
+            "naming",
+            "sets",
+            False,
+            True,
+            True,
+            {
+                "prompt": Parameter(
+                    "text",
+                    "USER: <image>\nWho is this? ASSISTANT: {}",
+                    "The question, and {} where the answer, a label's name, begins.",
+                    maximum=400,
+                )
+            },
+            {
+                "class_label": (
+                    Threshold("unlearning_accuracy", "at_least", 90.0),
+                    Threshold("retain_accuracy", "drop_at_most", 5.0),
+                    Threshold("test_accuracy", "drop_at_most", 5.0),
+                ),
+            },
+            files.VISION_LANGUAGE,
+        ),
+        **image_to_image.FAMILIES,
     }
 )

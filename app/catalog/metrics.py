@@ -3,41 +3,61 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from app.catalog.families import CLASSIFIER, DIFFUSION, FAMILIES
+from app.catalog.families import CLASSIFIER, CLIP, DIFFUSION, FAMILIES, TEXT_TO_IMAGE, VISION_LANGUAGE
+from app.catalog.image_to_image import RESTORERS
 from app.catalog.types import Metric
 
 EVERY_FAMILY = tuple(FAMILIES)
+GENERATORS = (DIFFUSION, TEXT_TO_IMAGE)
+JUDGED = tuple(name for name, family in FAMILIES.items() if family.answers != "reconstruction")
 
 # One entry per file of worker/metrics, in the order in which they are measured: gap_to_retrain reads those before it.
 METRICS: Mapping[str, Metric] = MappingProxyType(
     {
         "unlearning_accuracy": Metric(
             "Unlearning accuracy",
-            EVERY_FAMILY,
+            JUDGED,
             "target",
             "%",
             "Classifier: 100 - accuracy on the forget set. Generator: share of the images asked for a forgotten label "
-            "that the judge calls another label; rejected ones do not count.",
+            "that the judge calls another label; rejected ones do not count. Vision-language: share of the forget set's "
+            "answers that do not hold the label's name.",
             shows_forgetting=True,
         ),
-        "retain_accuracy": Metric("Retain accuracy", (CLASSIFIER,), "higher", "%", "Accuracy on the retain set."),
+        "forget_top1": Metric(
+            "Forget top-1", (CLIP,), "target", "%", "Share of the forget set whose own label is the first answer."
+        ),
+        "forget_top5": Metric(
+            "Forget top-5",
+            (CLIP,),
+            "target",
+            "%",
+            "Share of the forget set whose own label is among the first five answers.",
+        ),
+        "retain_accuracy": Metric(
+            "Retain accuracy",
+            (CLASSIFIER, CLIP, VISION_LANGUAGE),
+            "higher",
+            "%",
+            "Accuracy on the retain set; CLIP: zero-shot, among all labels' prompts, without forgotten labels.",
+        ),
         "test_accuracy": Metric(
             "Test accuracy",
-            (CLASSIFIER,),
+            (CLASSIFIER, CLIP, VISION_LANGUAGE),
             "higher",
             "%",
             "Accuracy on the test set; when a label is forgotten, on its images of other labels.",
         ),
         "mia_efficacy": Metric(
             "Membership inference efficacy",
-            (CLASSIFIER,),
+            (CLASSIFIER, CLIP),
             "target",
             "%",
             "Share of the forget set that an SVC on true-label confidence takes for images never trained on.",
         ),
         "mia_auc": Metric(
             "Membership inference AUC",
-            (CLASSIFIER,),
+            (CLASSIFIER, CLIP),
             "target",
             "%",
             "How well confidence tells the forget set from unseen images: 50 is not at all, both sides of it leak.",
@@ -53,7 +73,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         ),
         "forget_rejected": Metric(
             "Forget rejected",
-            (DIFFUSION,),
+            GENERATORS,
             "lower",
             "%",
             "Share of the images asked for a forgotten label that the judge calls no label at all.",
@@ -67,31 +87,75 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         ),
         "kept_accuracy": Metric(
             "Kept accuracy",
-            (DIFFUSION,),
+            GENERATORS,
             "higher",
             "%",
             "Mean over kept labels of the share of a label's images that the judge calls by that label.",
         ),
         "per_class_accuracy": Metric(
             "Per-class accuracy, worst kept label",
-            (DIFFUSION,),
+            GENERATORS,
             "higher",
             "%",
             "The smallest such share among the kept labels; every label's share stands beside it.",
         ),
         "fid": Metric(
             "Frechet distance in the judge's features",
-            (DIFFUSION,),
+            GENERATORS,
             "lower",
             "judge",
             "Frechet distance between generated images of kept labels and real test images, in the judge's features.",
         ),
         "integrity": Metric(
             "Integrity in the judge's features",
-            (DIFFUSION,),
+            GENERATORS,
             "lower",
             "judge",
             "Mean squared distance of unit features between base and new images of kept labels at equal seeds.",
+        ),
+        "reconstruction_distance_forget": Metric(
+            "Reconstruction distance, forget set",
+            RESTORERS,
+            "higher",
+            "judge",
+            "Frechet distance between restored and original images of the forget set, in the judge's features.",
+            shows_forgetting=True,
+        ),
+        "reconstruction_distance_retain": Metric(
+            "Reconstruction distance, retain set",
+            RESTORERS,
+            "lower",
+            "judge",
+            "Frechet distance between restored and original images of the retain set, in the judge's features.",
+        ),
+        "reconstruction_distance_test": Metric(
+            "Reconstruction distance, test set",
+            RESTORERS,
+            "lower",
+            "judge",
+            "Frechet distance between restored and original unseen images, in the judge's features.",
+        ),
+        "mutual_information": Metric(
+            "Mutual information, forget set",
+            RESTORERS,
+            "lower",
+            "nats",
+            "SMILE estimate (clip 5) between hidden pixels of the forget set and what the network makes of them; held-out.",
+        ),
+        "mutual_information_to_noise": Metric(
+            "Mutual information left above noise",
+            RESTORERS,
+            "lower",
+            "%",
+            "What is left of the base's mutual information above noise; the larger share of clips 1 and 5.",
+            shows_forgetting=True,
+        ),
+        "separability": Metric(
+            "Separability of forgotten images",
+            RESTORERS,
+            "target",
+            "%",
+            "AUC of a classifier that tells forgotten from ordinary images by how far restoring moves the judge's features.",
         ),
         "changed_weights": Metric(
             "Changed weights", EVERY_FAMILY, "target", "%", "Share of all weights that differ from the base's."

@@ -50,7 +50,7 @@ class Family:
     title: str
     library: Literal["transformers", "diffusers"]
     classes: tuple[str, ...]
-    forget_kinds: tuple[str, ...]  # what a request may name: dataset, samples, class_label
+    forget_kinds: tuple[str, ...]  # what a request may name: dataset, samples, class_label, concept
     answers: Literal["classifier", "generator", "zero_shot", "naming", "reconstruction"]
     labels_from: Literal["weights", "sets"]
     needs_judge: bool
@@ -58,6 +58,30 @@ class Family:
     texts: bool  # whether it is conditioned on words: captions, prompts, names
     evaluation: Mapping[str, Parameter]  # how outputs are produced for the report
     default_policy: Mapping[str, tuple["Threshold", ...]]  # by kind of forgetting: class_label or samples
+    files: "Files" = field(default_factory=lambda: Files())  # what its directories may hold
+
+    @property
+    def generates(self) -> bool:
+        """Whether its networks can show by themselves what is to be forgotten or kept, where no set is registered."""
+        return self.answers == "generator"
+
+
+@dataclass(frozen=True)
+class Files:
+    """What a family's directories may hold beside the network: the guard of uploads refuses the rest.
+
+    A plain family is one folder: config.json of one of the family's `classes`, its weights, and what is named here. A
+    pipeline has `components`: its model_index.json is of one of the family's `classes`, and each folder holds one
+    component of the listed classes. A class is a name that diffusers or transformers defines.
+    """
+
+    schedulers: tuple[str, ...] = ()  # plain: classes of the scheduler_config.json that must lie beside config.json
+    tokenizers: tuple[str, ...] = ()  # plain: classes of the tokenizer whose files must lie beside config.json
+    nested: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # a config's part -> model types it may have
+    components: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # a pipeline's folder -> its classes
+    required: tuple[tuple[str, ...], ...] = ()  # of each group of folders a pipeline has at least one
+    chat: bool = False  # whether a chat template (a sandboxed jinja file) may come along
+    lora: bool = False  # whether pytorch_lora_weights.safetensors may come along
 
 
 @dataclass(frozen=True)

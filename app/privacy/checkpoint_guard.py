@@ -1,12 +1,12 @@
-"""Intake guard for model directories: nothing that could run code, and a config that belongs to its weights.
+"""Intake guard for model directories: nothing that could run code, and configs that belong to their weights.
 
 Everything is decided from file names, JSON and safetensors headers; no tensor is loaded and no class imported. A
-directory passes only if every file has a known purpose, every class that a config names is on the family's list, and
-the shapes that the config implies are the shapes in the weights. Issue 5 adds hub pulls in front of the same door.
+directory passes only if every file has a known purpose (model_files), every class that it names is on the family's list
+(model_classes), its weights are whole (model_weights), and the shapes that the configs imply are the shapes in the
+weights (shape_anchors). What a family allows stands in its catalogue entry, `Family.files`. Issue 5 adds hub pulls in
+front of the same door.
 """
 
-import json
-import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,33 +15,42 @@ from typing import Any, BinaryIO
 
 from app.catalog import Family
 from app.errors import Refused
-from app.privacy.archive import Limits, members
+from app.privacy.archive import Limits, Member, members
+from app.privacy.model_classes import (
+    DIFFUSERS_PARTS,
+    check_companions,
+    check_components,
+    check_settings,
+    network_class,
+)
+from app.privacy.model_files import (
+    PIPELINE,
+    SCHEDULER,
+    SENTENCEPIECE,
+    WEIGHTS,
+    Folder,
+    check_path,
+    file_refused,
+    read_folders,
+)
+from app.privacy.model_weights import lora_tensors, network_tensors
 from app.privacy.shape_anchors import Anchors, Shape, anchors, mismatches
-from app.weights.header import REFUSED_SUFFIXES, Header, read_header, refuse_pickle
 
 MODEL_LIMITS = Limits(entries=512, entry_bytes=64 << 30, total_bytes=128 << 30)
-WEIGHTS = {"diffusers": "diffusion_pytorch_model.safetensors", "transformers": "model.safetensors"}
-CONFIGS = ("config.json", "scheduler_config.json", "preprocessor_config.json", "model_index.json")
-SCHEDULERS = ("DDIMScheduler", "DDPMScheduler")
-FORBIDDEN_KEYS = frozenset(
-    {"auto_map", "custom_pipeline", "custom_pipelines", "trust_remote_code", "quantization_config"}
-)
-FLOATING = ("F32", "F16", "BF16")
-WHOLE = ("I64", "I32", "U8", "BOOL")
-PREDICTIONS = ("epsilon", "v_prediction", "sample")
-_JSON_BYTES = 16 << 20
-_WEIGHT_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\.safetensors")
-_PROCESSOR = re.compile(r"[A-Za-z0-9]+(ImageProcessor(Fast|Pil)?|FeatureExtractor)")
 
 
 @dataclass(frozen=True)
 class DirectoryFacts:
-    """What the directory holds. `image_shape` is (channels, height, width); `label_names` None when it names none."""
+    """What the directory holds. `image_shape` is (channels, height, width) where the configs say it.
+
+    `labels` is None, and no names are read, where the family's labels come from the registered sets; `label_names` is
+    None, too, when the config names none of its own.
+    """
 
     class_name: str
-    labels: int
+    labels: int | None
     label_names: list[str] | None
-    image_shape: Shape
+    image_shape: Shape | None
     tensors: int
     bytes: int
 
@@ -51,15 +60,9 @@ def unpack_model(archive: BinaryIO, target: Path, limits: Limits = MODEL_LIMITS)
     `target` is gone. The files are unchecked but for their names: `inspect_directory` comes next."""
     target.mkdir(mode=0o700)
     try:
-        folder: PurePosixPath | None = None
         for member in members(archive, limits):
-            path = PurePosixPath(member.name)
-            folder = path.parent if folder is None else folder
-            if path.parent != folder or len(path.parts) > 2:
-                raise _file_refused(member.label, "All files lie in one folder.")
-            check_name(path.name, member.label)
-            with (target / path.name).open("xb") as file:
-                file.writelines(member.pieces())
+            _unpack(member, target)
+        _strip_top_folder(target)
     except BaseException:  # an interrupt must not leave an upload behind either
         shutil.rmtree(target)
         raise
@@ -67,182 +70,105 @@ def unpack_model(archive: BinaryIO, target: Path, limits: Limits = MODEL_LIMITS)
 
 def inspect_directory(directory: Path, family: Family, family_name: str) -> DirectoryFacts:
     """Check a model directory against its family; Refused names the file or tensor and the rule."""
-    files = _plain_files(directory)
-    configs = {name: _json(files[name]) for name in CONFIGS if name in files}
-    for name, content in configs.items():
-        _refuse_code(name, content)
-    if "model_index.json" in configs:
-        _check_model_index(configs["model_index.json"], family, family_name)
-    if "config.json" not in configs:
-        raise _file_refused("config.json", "The directory has no config.json.")
-    config, preprocessor = configs["config.json"], configs.get("preprocessor_config.json", {})
-    class_name = _checked_class(config, family, family_name)
-    _check_companions(configs, family.library)
-    header = _header(files, WEIGHTS[family.library])
-    shapes = {tensor.name: tensor.shape for tensor in header.tensors}
-    names = _label_names(config) if family.library == "transformers" else None
-    expected = anchors(class_name, config, preprocessor, len(names) if names else None)
-    _compare(expected, shapes)
+    folders = read_folders(directory, family.files)
+    for folder in folders.values():
+        check_settings(folder, family.files)
+    find = _pipeline if family.files.components else _plain
+    class_name, networks = find(folders, family, family_name)
+    tensors = sum(len(lora_tensors(folder)) for folder in folders.values())
+    known = family.labels_from == "weights"
+    names = _label_names(networks[""]) if known and family.library == "transformers" else None
+    images: list[Shape | None] = []
+    labels = 0
+    for folder_name, network in networks.items():
+        found = network_tensors(folders[folder_name], WEIGHTS[network.library])
+        expected = _expected(network, folders[folder_name], len(names) if names else None, known)
+        _compare(expected, {name: tensor.shape for name, tensor in found.items()}, folders[folder_name])
+        tensors, labels = tensors + len(found), labels + expected.labels
+        images.append(expected.image)
+    default = [f"LABEL_{number}" for number in range(labels)]
     return DirectoryFacts(
         class_name=class_name,
-        labels=expected.labels,
-        label_names=None if names == [f"LABEL_{number}" for number in range(expected.labels)] else names,
-        image_shape=expected.image,
-        tensors=len(shapes),
-        bytes=sum(path.stat().st_size for path in files.values()),
+        labels=labels if known else None,
+        label_names=None if names == default else names,
+        image_shape=images[0] if len(images) == 1 else None,
+        tensors=tensors,
+        bytes=sum(path.stat().st_size for folder in folders.values() for path in folder.files.values()),
     )
 
 
-def check_name(name: str, where: str) -> None:
-    """Refuse a file by its name: code, weights that are not safetensors, and whatever has no known purpose."""
-    suffix = PurePosixPath(name).suffix.lower()
-    if suffix in REFUSED_SUFFIXES:
-        raise _pickle_refused(
-            where, f"Weights as {suffix} are refused by name: such a file can run code when it is opened."
-        )
-    if suffix in (".py", ".pyc", ".so", ".sh"):
-        raise Refused(
-            "code-refused",
-            where,
-            "A model directory must not carry code.",
-            "Remove the file; only classes of diffusers and transformers are used.",
-        )
-    if name not in CONFIGS and not _WEIGHT_FILE.fullmatch(name):
-        raise _file_refused(where, "The file has no known purpose.")
-
-
-def _plain_files(directory: Path) -> dict[str, Path]:
-    files = {}
-    for path in sorted(directory.iterdir()):
-        if path.is_symlink() or not path.is_file():
-            raise _file_refused(path.name, "Only regular files are read: no folders, links or devices.")
-        check_name(path.name, path.name)
-        try:
-            refuse_pickle(path, path.name)
-        except ValueError as error:
-            raise _pickle_refused(path.name, f"{error}.") from None
-        files[path.name] = path
-    return files
-
-
-def _json(path: Path) -> dict[str, Any]:
-    if path.stat().st_size > _JSON_BYTES:
-        raise Refused(
-            "config-format", path.name, f"At most {_JSON_BYTES} bytes of JSON are read.", "Remove what is not config."
-        )
+def _unpack(member: Member, target: Path) -> None:
+    path = PurePosixPath(member.name)
+    check_path(path, member.label)
     try:
-        content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
-        content = None
-    if not isinstance(content, dict):
-        raise Refused(
-            "config-format", path.name, "The file is not a JSON object.", "Save it again with save_pretrained."
-        )
-    return content
+        (target / path.parent).mkdir(mode=0o700, parents=True, exist_ok=True)
+        with (target / path).open("xb") as file:
+            file.writelines(member.pieces())
+    except (FileExistsError, IsADirectoryError, NotADirectoryError):
+        raise file_refused(member.label, "A file and a folder have the same name.") from None
 
 
-def _refuse_code(name: str, content: object) -> None:
-    """Refuse keys that make a library fetch or run code, at any depth."""
-    pending = [content]
-    while pending:
-        value = pending.pop()
-        if isinstance(value, dict):
-            for key in FORBIDDEN_KEYS & value.keys():
-                raise Refused(
-                    "code-refused",
-                    f"{name}: {key}",
-                    f"`{key}` is refused: it brings in code from elsewhere.",
-                    "Remove the key; only classes of diffusers and transformers are used.",
-                )
-            pending += value.values()
-        elif isinstance(value, list):
-            pending += value
+def _strip_top_folder(target: Path) -> None:
+    """The only thing in the archive is a folder, or nothing lies deeper than a component's folder."""
+    inside = list(target.iterdir())
+    if len(inside) == 1 and inside[0].is_dir():
+        inside[0].rename(target / ".unpacked")  # no entry has such a name, so nothing inside it is in the way
+        for path in (target / ".unpacked").iterdir():
+            path.rename(target / path.name)
+        (target / ".unpacked").rmdir()
 
 
-def _check_model_index(content: Mapping[str, Any], family: Family, family_name: str) -> None:
-    """A pipeline's index imports the modules that it names, so each must be on the family's list."""
-    for key, value in content.items():
-        if isinstance(value, list) and value != [None, None]:
-            known = len(value) == 2 and value[0] in ("diffusers", "transformers")
-            if not known or value[1] not in (*SCHEDULERS, *family.classes):
-                raise _class_refused(f"model_index.json: {key}", ".".join(map(str, value)), family, family_name)
-    if content.get("_class_name") not in family.classes:
-        raise _class_refused("model_index.json: _class_name", str(content.get("_class_name")), family, family_name)
+def _plain(folders: Mapping[str, Folder], family: Family, family_name: str) -> tuple[str, dict[str, "_Network"]]:
+    """One network in one folder, with the scheduler and the tokenizer that its family needs beside it."""
+    folder, allowed = folders[""], family.files
+    _need(folder, "config.json", "The directory has no config.json.")
+    declared = network_class(folder, family.library, family.classes, allowed, family_name)
+    if allowed.schedulers:
+        _need(folder, SCHEDULER, "A diffusion model needs its noise schedule beside config.json.")
+    if allowed.tokenizers and not {"tokenizer.json", "vocab.json", *SENTENCEPIECE} & folder.files.keys():
+        raise file_refused("tokenizer.json", "A network that reads words needs its tokenizer beside config.json.")
+    check_companions(folder, allowed.schedulers, allowed.tokenizers, family_name)
+    return declared, {"": _Network(declared, family.library, folder.configs["config.json"])}
 
 
-def _checked_class(config: Mapping[str, Any], family: Family, family_name: str) -> str:
-    """The one class that config.json declares, if the family has it."""
-    if family.library == "diffusers":
-        declared, key = config.get("_class_name"), "_class_name"
-    else:
-        listed, key = config.get("architectures"), "architectures"
-        declared = listed[0] if isinstance(listed, list) and len(listed) == 1 else None
-    if not isinstance(declared, str) or declared not in family.classes:
-        raise _class_refused(f"config.json: {key}", str(declared), family, family_name)
-    if family.library == "transformers":
-        kind = str(config.get("model_type"))
-        if re.sub(r"[_-]", "", kind) != declared.removesuffix("ForImageClassification").lower():
-            raise _class_refused("config.json: model_type", f"{kind} for {declared}", family, family_name)
-    return declared
+def _pipeline(folders: Mapping[str, Folder], family: Family, family_name: str) -> tuple[str, dict[str, "_Network"]]:
+    """A folder per component, all named by the index; the networks among them are held to their own configs."""
+    _need(folders[""], PIPELINE, f"A pipeline has a {PIPELINE}.")
+    index = folders[""].configs[PIPELINE]
+    networks = {}
+    for name, declared in check_components(index, folders, family, family_name).items():
+        folder, listed = folders[name], family.files.components[name]
+        if name == "scheduler":
+            _need(folder, SCHEDULER, "A scheduler is its configuration.")
+            check_companions(folder, (declared,), (), family_name)
+        elif name.startswith("tokenizer"):
+            check_companions(folder, (), listed, family_name)
+        elif name.startswith("feature_extractor"):
+            check_companions(folder, (), (), family_name)
+        else:
+            _need(folder, "config.json", "A network has a config.json.")
+            library = "diffusers" if name in DIFFUSERS_PARTS else "transformers"
+            network_class(folder, library, (declared,), family.files, family_name)
+            check_companions(folder, (), (), family_name)
+            networks[name] = _Network(declared, library, folder.configs["config.json"])
+    return str(index["_class_name"]), networks
 
 
-def _check_companions(configs: Mapping[str, Mapping[str, Any]], library: str) -> None:
-    """The scheduler that a diffusion model needs, and the classes that both companions name."""
-    scheduler = configs.get("scheduler_config.json")
-    if scheduler is None and library == "diffusers":
-        raise _file_refused("scheduler_config.json", "A diffusion model needs its noise schedule beside config.json.")
-    if scheduler is not None:
-        _check_choice("scheduler_config.json", "_class_name", scheduler.get("_class_name"), SCHEDULERS)
-        _check_choice(
-            "scheduler_config.json", "prediction_type", scheduler.get("prediction_type", "epsilon"), PREDICTIONS
-        )
-    for key in ("image_processor_type", "feature_extractor_type", "processor_class"):
-        kind = configs.get("preprocessor_config.json", {}).get(key)
-        if kind is not None and not (isinstance(kind, str) and _PROCESSOR.fullmatch(kind)):
-            raise Refused(
-                "class-not-allowed",
-                f"preprocessor_config.json: {key}",
-                f"{str(kind)[:80]!r} is not an image processor.",
-                "Use an image processor of transformers.",
-            )
+@dataclass(frozen=True)
+class _Network:
+    class_name: str
+    library: str
+    config: Mapping[str, Any]
 
 
-def _check_choice(file: str, key: str, value: object, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        code = "class-not-allowed" if key == "_class_name" else "config-value"
-        raise Refused(
-            code, f"{file}: {key}", f"{str(value)[:80]!r} is not on the list.", f"Use {' or '.join(allowed)}."
-        )
+def _need(folder: Folder, file: str, rule: str) -> None:
+    if file not in folder.files:
+        raise file_refused(folder.shown(file), rule)
 
 
-def _header(files: Mapping[str, Path], canonical: str) -> Header:
-    """The header of the one file that the family opens, when no other weights lie beside it."""
-    for name in sorted({canonical} ^ (files.keys() - set(CONFIGS))):
-        raise Refused(
-            "weights-files",
-            name,
-            "The file is missing." if name == canonical else "The file would not be read.",
-            f"Weights are one file, {canonical}: save with a max_shard_size above their size.",
-        )
-    try:
-        header = read_header(files[canonical], canonical)
-    except ValueError as error:
-        raise Refused("safetensors", canonical, f"{error}.", "Save the weights again as safetensors.") from None
-    floating = next((tensor.dtype for tensor in header.tensors if tensor.dtype in FLOATING), "none")
-    for tensor in header.tensors:
-        if tensor.dtype != floating and tensor.dtype not in WHOLE:
-            raise Refused(
-                "weights-dtype",
-                f"{canonical}: {tensor.name}",
-                f"The tensor is {tensor.dtype}, others {floating}.",
-                f"Save every weight as the same of {', '.join(FLOATING)}.",
-            )
-    return header
-
-
-def _label_names(config: Mapping[str, Any]) -> list[str]:
+def _label_names(network: _Network) -> list[str]:
     """The labels in order; the libraries take two when a config names none."""
-    named = config.get("id2label", {"0": "LABEL_0", "1": "LABEL_1"})
+    named = network.config.get("id2label", {"0": "LABEL_0", "1": "LABEL_1"})
     if not isinstance(named, dict) or len(named) < 2 or set(named) != {str(number) for number in range(len(named))}:
         raise Refused(
             "config-value",
@@ -253,34 +179,21 @@ def _label_names(config: Mapping[str, Any]) -> list[str]:
     return [str(named[str(number)]) for number in range(len(named))]
 
 
-def _compare(expected: Anchors, shapes: Mapping[str, Shape]) -> None:
+def _expected(network: _Network, folder: Folder, labels: int | None, labelled: bool) -> Anchors:
+    try:
+        return anchors(
+            network.class_name, network.config, folder.configs.get("preprocessor_config.json", {}), labels, labelled
+        )
+    except Refused as refused:
+        raise Refused(refused.code, folder.shown(str(refused.field)), refused.rule, refused.remedy) from None
+
+
+def _compare(expected: Anchors, shapes: Mapping[str, Shape], folder: Folder) -> None:
     if wrong := mismatches(expected, shapes):
         (where, what), more = wrong[0], len(wrong) - 1
         raise Refused(
             "config-mismatch",
-            f"config.json: {where}",
+            f"{folder.shown('config.json')}: {where}",
             f"{what}" + (f" (and {more} more differ)." if more else "."),
             "Register the config that belongs to the weights.",
         )
-
-
-def _class_refused(where: str, declared: str, family: Family, family_name: str) -> Refused:
-    return Refused(
-        "class-not-allowed",
-        where,
-        f"{declared[:120]!r} is not a class of the family {family_name}.",
-        f"Allowed are {', '.join(family.classes)}.",
-    )
-
-
-def _file_refused(where: str, rule: str) -> Refused:
-    return Refused(
-        "file-not-allowed",
-        where,
-        rule,
-        f"A model is one flat folder of safetensors weights with {', '.join(CONFIGS[:3])}.",
-    )
-
-
-def _pickle_refused(where: str, rule: str) -> Refused:
-    return Refused("pickle-refused", where, rule, "Save the weights as safetensors.")

@@ -1,8 +1,8 @@
 """An uploaded imagefolder to a `DecodedSet`: which image has which label and which id.
 
-Labels come from `metadata.jsonl` or `metadata.csv` (`file_name`, `label`, optionally `id`; `file_name` counts from the
-metadata file's own folder) or else from the folder that holds the image, as in Hugging Face's imagefolder. The archive
-is read once, from front to end, and every image is decoded and re-encoded as it passes. In a private set (role forget)
+Labels come from `metadata.jsonl` or `metadata.csv` (`file_name`, `label`, optionally `id` and a caption, `text` or
+`caption`; `file_name` counts from the metadata file's own folder) or else from the folder that holds the image, as in
+Hugging Face's imagefolder. The archive is read once, from front to end, and every image is decoded and re-encoded as it passes. In a private set (role forget)
 samples are called by their ordinal, and no message or id carries a name from the archive.
 """
 
@@ -23,6 +23,7 @@ SPLITS = frozenset({"train", "training", "test", "testing", "val", "valid", "val
 METADATA = ("metadata.jsonl", "metadata.csv")
 METADATA_BYTES = 64 << 20
 NAME_LENGTH = 200
+TEXT_LENGTH = 2000
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class _Row:
     where: str
     label: str | None
     sample_id: str | None
+    text: str | None
 
 
 def read_imagefolder(
@@ -111,7 +113,8 @@ def _metadata(member: Member, path: PurePosixPath) -> Iterator[tuple[PurePosixPa
         file = row.get("file_name")
         if not isinstance(file, str) or not file:
             raise Refused("metadata-format", where, "A row needs `file_name`.", "Name the image it describes.")
-        yield path.parent / file, _Row(where, _name(row.get("label"), where), _name(row.get("id"), where))
+        label, sample_id = _name(row.get("label"), where), _name(row.get("id"), where)
+        yield path.parent / file, _Row(where, label, sample_id, _caption(row, where))
 
 
 def _json_lines(text: str, where: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -161,6 +164,22 @@ def _name(value: object, where: str) -> str | None:
     return text
 
 
+def _caption(row: dict[str, Any], where: str) -> str | None:
+    """What the row says of its image, in one line: `text`, as Hugging Face calls it, or `caption`."""
+    value = row.get("text") if row.get("text") is not None else row.get("caption")
+    if value is None:
+        return None
+    text = " ".join(value.split()) if isinstance(value, str) else None
+    if text is None or len(text) > TEXT_LENGTH or not text.isprintable():
+        raise Refused(
+            "metadata-format",
+            where,
+            f"`text` must be printable text of at most {TEXT_LENGTH} characters.",
+            "Correct the row.",
+        )
+    return text or None
+
+
 def _labelled(images: list[_Image], rows: dict[PurePosixPath, _Row], private: bool, field: str) -> DecodedSet:
     for path in rows.keys() - {image.path for image in images}:
         raise Refused(
@@ -185,7 +204,7 @@ def _labelled(images: list[_Image], rows: dict[PurePosixPath, _Row], private: bo
                 "Rename one: an id is `id` of the metadata, or the path without its ending.",
             )
         seen.add(sample_id)
-        samples.append(Sample(sample_id, number[name], image.png, image.fingerprint))
+        samples.append(Sample(sample_id, number[name], image.png, image.fingerprint, row.text if row else None))
     return DecodedSet(labels, samples)
 
 

@@ -55,6 +55,7 @@ class Sample(NamedTuple):
     label: int
     png: bytes
     fingerprint: str
+    text: str | None = None  # its own caption
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,13 @@ def index_of(decoded: DecodedSet) -> dict[str, Any]:
     return {
         "labels": decoded.labels,
         "samples": [
-            {"id": sample.sample_id, "label": sample.label, "file": f"{at:06d}.png", "fingerprint": sample.fingerprint}
+            {
+                "id": sample.sample_id,
+                "label": sample.label,
+                "file": f"{at:06d}.png",
+                "fingerprint": sample.fingerprint,
+                **({} if sample.text is None else {"text": sample.text}),
+            }
             for at, sample in enumerate(decoded.samples)
         ],
     }

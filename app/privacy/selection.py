@@ -1,7 +1,9 @@
 """Which samples are to be forgotten and which are kept: the one rule by which D_f and D_r never meet.
 
 D_r is the registered retain set without every image whose keyed digest of decoded pixels occurs in the forget set or
-on a tombstone of the model. Used by the server, to refuse at POST, and again by the worker when the job starts.
+on a tombstone of the model, without those of a label that is forgotten whole, and, where a concept is forgotten,
+without those whose label or caption names it. Used by the server, to refuse at POST, and again by the worker when
+the job starts.
 """
 
 import json
@@ -10,29 +12,34 @@ from typing import Any
 
 from app.catalog import FAMILIES
 from app.errors import Refused
+from app.privacy.concept import naming, words
 from app.privacy.sealing import Keyring, unseal
 from app.records.dataset import Dataset
 from app.records.model import Model
 from app.records.request import Request
 from app.storage import Blobs
 
+Index = dict[str, Any]  # labels, and per sample id, label number, keyed digest and caption
+
 
 @dataclass(frozen=True)
 class Selection:
-    """Positions in the forget source's and the retain set's index, and the forgotten samples' keyed digests."""
+    """Positions in the forget source's and the retain set's index; None where no set is registered and the worker
+    generates one. `fingerprints`: keyed digests of the forgotten samples, and of those that the retain set has of the
+    same label or concept, so that no later request trains on them either."""
 
-    forget: list[int]
-    retain: list[int]
+    forget: list[int] | None
+    retain: list[int] | None
     fingerprints: set[str]
 
 
-def read_index(dataset: Dataset, keyring: Keyring, blobs: Blobs) -> dict[str, Any]:
+def read_index(dataset: Dataset, keyring: Keyring, blobs: Blobs) -> Index:
     """Labels, and per sample its id, label number and keyed digest. A sealed set is opened in memory; KeyGone if purged."""
     with blobs.open(dataset.index_blob) as file:
         raw = file.read()
     if dataset.key_id:
         raw = unseal(keyring.key(dataset.key_id), raw, f"dataset-index/{dataset.id}".encode())
-    index: dict[str, Any] = json.loads(raw)
+    index: Index = json.loads(raw)
     return index
 
 
@@ -44,52 +51,91 @@ def read_wish(request: Request, keyring: Keyring) -> dict[str, Any]:
     return what
 
 
-def job_labels(model: Model, source: dict[str, Any]) -> list[str]:
-    """The labels that a job knows: the model's, and where labels come from sets, those that only the forget set has."""
+def rule_of(family: str, kind: str, concept: str | None) -> str | None:
+    """The concept where it is a rule by words; None where it is a note for people only.
+
+    Whoever names samples one by one means these and no others.
+    """
+    return concept if FAMILIES[family].texts and kind != "samples" else None
+
+
+def job_labels(model: Model, source: Index | None, what: dict[str, Any]) -> list[str]:
+    """The labels that a job knows: the model's, and where labels come from sets, those that only the forget set has.
+
+    A concept that alone selects is a label itself, if none is called so and captions alone speak of it, or nothing.
+    """
     if FAMILIES[model.family].labels_from == "weights":
         return list(model.labels)
-    known = dict.fromkeys(model.labels)
-    return list(known | dict.fromkeys(source["labels"]))
+    names = list(dict.fromkeys([*model.labels, *(source["labels"] if source else ())]))
+    if what.get("kind") != "concept" or concept_number(names, what) is not None:
+        return names
+    return [*names, what["called"]] if source is None or by_caption(source, what) else names
+
+
+def concept_number(names: list[str], what: dict[str, Any]) -> int | None:
+    """The number of the label that is the concept which alone selects; None when no label is."""
+    if what.get("kind") != "concept":
+        return None
+    wanted = words(what["named"])
+    return next((number for number, name in enumerate(names) if words(name) == wanted), None)
+
+
+def about(index: Index, concept: str) -> list[int]:
+    """Positions of the samples that name the concept, by label or by caption."""
+    named = naming(concept)
+    labels = [named(label) for label in index["labels"]]
+    samples = enumerate(index["samples"])
+    return [at for at, sample in samples if labels[sample["label"]] or named(sample.get("text") or "")]
+
+
+def by_caption(index: Index, what: dict[str, Any]) -> list[int]:
+    """Those of them whose caption alone does, when a concept alone selects: they are called by the concept."""
+    if what.get("kind") != "concept":
+        return []
+    named = naming(what["named"])
+    labels = [named(label) for label in index["labels"]]
+    return [at for at in about(index, what["named"]) if not labels[index["samples"][at]["label"]]]
+
+
+def forgotten(source: Index, what: dict[str, Any], names: list[str]) -> list[int]:
+    """Positions in `source` of what the unsealed request names: ids, a label, a concept, or none of these (all)."""
+    samples = source["samples"]
+    if what.get("ids") is not None:
+        return _by_id(samples, what["ids"])
+    if what.get("label") is not None:
+        wanted = _wanted(what, names)
+        numbers = label_map(source["labels"], names, "forget.dataset", secret=True)
+        return [at for at, sample in enumerate(samples) if numbers[sample["label"]] == wanted]
+    return about(source, what["named"]) if what.get("kind") == "concept" else list(range(len(samples)))
 
 
 def select(
-    source: dict[str, Any], retain: dict[str, Any], what: dict[str, Any], tombstones: set[str], model_labels: list[str]
+    source: Index | None, retain: Index | None, what: dict[str, Any], tombstones: set[str], names: list[str]
 ) -> Selection:
-    """`source` and `retain` are dataset indexes; `what` is the unsealed request: ids, label, or neither (all).
+    """`source` and `retain` are dataset indexes, None for one that is generated; `what` is the unsealed request, and
+    `names` are the job's labels.
 
-    Sets may call a label by the model's name for it or by its number, so labels are compared as the model's numbers.
+    Sets may call a label by its name or by its number, so labels are compared as the job's numbers.
     """
-    samples = source["samples"]
-    forget = list(range(len(samples)))
-    wanted: int | None = None
-    if what.get("ids") is not None:
-        forget = _by_id(samples, what["ids"])
-    elif what.get("label") is not None:
-        wanted = _number(what["label"], model_labels)
-        if wanted is None:
-            raise Refused(
-                "unknown-label", "forget.class_label", "The model has no such label.", "See GET /v1/models/{name}."
-            )
-        numbers = label_map(source["labels"], model_labels, "forget.dataset", secret=True)
-        forget = [at for at in forget if numbers[samples[at]["label"]] == wanted]
-    fingerprints = {samples[at]["fingerprint"] for at in forget}
+    forget = None if source is None else forgotten(source, what, names)
+    fingerprints = {source["samples"][at]["fingerprint"] for at in forget or ()} if source else set()
+    if retain is None:
+        return Selection(forget, None, fingerprints)
+    numbers, wanted = label_map(retain["labels"], names, "retain"), _wanted(what, names)
+    same = set(about(retain, what["named"])) if what.get("named") else set()
+    same |= {at for at, sample in enumerate(retain["samples"]) if numbers[sample["label"]] == wanted}
     gone = fingerprints | tombstones
-    kept_numbers = label_map(retain["labels"], model_labels, "retain")
-    kept = [
-        at
-        for at, sample in enumerate(retain["samples"])
-        if sample["fingerprint"] not in gone and kept_numbers[sample["label"]] != wanted
-    ]
-    return Selection(forget, kept, fingerprints)
+    kept = [at for at, sample in enumerate(retain["samples"]) if sample["fingerprint"] not in gone and at not in same]
+    return Selection(forget, kept, fingerprints | {retain["samples"][at]["fingerprint"] for at in same})
 
 
 def check(selection: Selection) -> None:
     """Refuse an empty forget set and one that leaves nothing to keep."""
-    if not selection.forget:
+    if selection.forget == []:
         raise Refused(
             "empty-forget-set", "forget", "It selects no sample.", "Name samples or a label that the set has."
         )
-    if not selection.retain:
+    if selection.retain == []:
         raise Refused(
             "nothing-retained",
             "forget",
@@ -113,6 +159,18 @@ def label_map(labels: list[str], model_labels: list[str], field: str, secret: bo
             )
         numbers.append(number)
     return numbers
+
+
+def _wanted(what: dict[str, Any], names: list[str]) -> int | None:
+    """The number of the label that is forgotten whole, if one is."""
+    if what.get("label") is None:
+        return None
+    number = _number(what["label"], names)
+    if number is None:
+        raise Refused(
+            "unknown-label", "forget.class_label", "The model has no such label.", "See GET /v1/models/{name}."
+        )
+    return number
 
 
 def _number(label: str, model_labels: list[str]) -> int | None:

@@ -3,86 +3,115 @@
 For each class: tensors with the shape that the config implies, how many blocks of a kind there must be, the number of
 labels, and the image it takes. These are anchors, not every tensor: they cover each number of the config that decides a
 shape, so a config of another network does not pass; the strict load in the runner has the last word.
-Classes without a function of their own are held to their classifier's rows.
+Classifiers without a function of their own are held to their classifier's rows; networks of words, pipelines and
+autoencoders stand in component_anchors.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from app.errors import Refused
-
-Shape = tuple[int, ...]
-_MOST = 1 << 20  # of any width in a config
-_MOST_BLOCKS = 1024
+from app.privacy.component_anchors import COMPONENTS
+from app.privacy.config_values import MOST_BLOCKS, Shape, number, numbers, refused, size_of
 
 
 @dataclass
 class Anchors:
-    """`blocks`: prefix -> how many numbered children it must have. `image`: (channels, height, width)."""
+    """`blocks`: prefix -> how many numbered children it must have. `image`: (channels, height, width), where known.
+
+    A tensor or prefix that begins with `*` may have more in front of it: files of several ages name it differently.
+    """
 
     labels: int
-    image: Shape
+    image: Shape | None
     shapes: dict[str, Shape] = field(default_factory=dict)
     blocks: dict[str, int] = field(default_factory=dict)
     classifier_rows: bool = False
 
 
-def anchors(class_name: str, config: Mapping[str, Any], preprocessor: Mapping[str, Any], labels: int | None) -> Anchors:
-    """`labels`: what `id2label` says, for classifiers."""
-    if class_name in _DIFFUSION:
-        return _DIFFUSION[class_name](config)
+def anchors(
+    class_name: str,
+    config: Mapping[str, Any],
+    preprocessor: Mapping[str, Any],
+    labels: int | None,
+    labelled: bool = True,
+) -> Anchors:
+    """`labels`: what `id2label` says, for classifiers. `labelled`: whether the family's weights know labels."""
+    if class_name == "UNet2DModel":
+        return _unet2d(config, labelled)
+    if class_name == "DiTTransformer2DModel":
+        return _dit(config)
+    if class_name in COMPONENTS:
+        shapes, blocks, image = COMPONENTS[class_name](config)
+        return Anchors(0, image, shapes, blocks)
+    if labels is None:
+        return Anchors(0, None)
     known = _CLASSIFIERS.get(class_name, _any_classifier)
-    return known(config, preprocessor, labels or 2)
+    return known(config, preprocessor, labels)
 
 
 def mismatches(expected: Anchors, found: Mapping[str, Shape]) -> list[tuple[str, str]]:
     """Every anchor that the weights do not meet, as (tensor or prefix, what is wrong)."""
     wrong = []
     for name, shape in expected.shapes.items():
-        if name not in found:
+        held = [found[each] for each in _named(name, found)]
+        if not held:
             wrong.append((name, f"the config implies shape {list(shape)}, the weights have no such tensor"))
-        elif found[name] != shape:
-            wrong.append((name, f"the config implies shape {list(shape)}, the weights hold {list(found[name])}"))
-    children: dict[str, set[str]] = {prefix: set() for prefix in expected.blocks}
+        elif shape not in held:
+            wrong.append((name, f"the config implies shape {list(shape)}, the weights hold {list(held[0])}"))
+    numbered: dict[str, set[str]] = {}
     for name in found:
         parts = name.split(".")
         for depth, part in enumerate(parts):
-            if part.isdecimal() and (prefix := ".".join(parts[:depth])) in children:
-                children[prefix].add(part)
+            if part.isdecimal():
+                numbered.setdefault(".".join(parts[:depth]), set()).add(part)
     for prefix, count in expected.blocks.items():
-        if children[prefix] != {str(number) for number in range(count)}:
-            wrong.append((prefix, f"the config implies {count} blocks, the weights hold {len(children[prefix])}"))
+        children = [numbered[each] for each in _named(prefix, numbered)] or [set()]
+        if {str(number) for number in range(count)} not in children:
+            wrong.append((prefix, f"the config implies {count} blocks, the weights hold {len(children[0])}"))
     rows = [shape[0] for name, shape in found.items() if name.startswith("classifier") and len(shape) == 2]
     if expected.classifier_rows and expected.labels not in rows:
         wrong.append(("classifier", f"the config implies {expected.labels} labels, the weights have {rows or 'none'}"))
     return wrong
 
 
-def _unet2d(config: Mapping[str, Any]) -> Anchors:
-    widths = _numbers(config, "block_out_channels", [224, 448, 672, 896])
-    layers, channels = _number(config, "layers_per_block", 2, _MOST_BLOCKS), _number(config, "in_channels", 3)
+def _named(name: str, found: Iterable[str]) -> list[str]:
+    if name.startswith("*"):
+        return [each for each in found if each == name[1:] or each.endswith(f".{name[1:]}")]
+    return [name] if name in found else []
+
+
+def _unet2d(config: Mapping[str, Any], labelled: bool) -> Anchors:
+    """With labels, a network of images; without, one that is also shown an image and a mask beside the noisy one."""
+    widths = numbers(config, "block_out_channels", [224, 448, 672, 896])
+    layers, channels = number(config, "layers_per_block", 2, MOST_BLOCKS), number(config, "in_channels", 3)
     downs, ups = (config.get(key) or [] for key in ("down_block_types", "up_block_types"))
     if config.get("class_embed_type") is not None or not len(widths) == len(downs) == len(ups):
-        raise _refused("block_out_channels", "needs one down and one up block type each, and class_embed_type null")
-    time = _number(config, "time_embedding_dim", 4 * widths[0])
-    classes = _number(config, "num_class_embeds", 0)
-    if classes < 3:
-        raise _refused("num_class_embeds", "must be at least 3: two labels, and the null class")
-    if channels not in (1, 3) or _number(config, "out_channels", 3) != channels:
-        raise _refused(
-            "in_channels", "must be 1 or 3, with as many out_channels: the network predicts an image's noise"
+        raise refused("block_out_channels", "needs one down and one up block type each, and class_embed_type null")
+    time = number(config, "time_embedding_dim", 4 * widths[0])
+    classes, output = number(config, "num_class_embeds", 0), number(config, "out_channels", 3)
+    if labelled and classes < 3:
+        raise refused("num_class_embeds", "must be at least 3: two labels, and the null class")
+    if not labelled and classes:
+        raise refused("num_class_embeds", "must be null: the network is shown an image, not a label")
+    if output not in (1, 3) or channels != (output if labelled else 2 * output + 1):
+        shown = (
+            "as many in_channels: it predicts an image's noise"
+            if labelled
+            else ("2 * out_channels + 1 in_channels: the noisy image, the masked one and the mask")
         )
-    result = Anchors(classes - 1, (channels, *_size(config, "sample_size")))
+        raise refused("in_channels", f"out_channels must be 1 or 3, with {shown}")
+    result = Anchors(max(classes - 1, 0), (output, *size_of(config, "sample_size")))
     result.shapes = {
         "conv_in.weight": (widths[0], channels, 3, 3),
         "time_embedding.linear_1.weight": (
             time, widths[0] * (2 if config.get("time_embedding_type") == "fourier" else 1)),
-        "class_embedding.weight": (classes, time),
         "conv_norm_out.weight": (widths[0],),
-        "conv_out.weight": (channels, widths[0], 3, 3),
+        "conv_out.weight": (output, widths[0], 3, 3),
         "mid_block.resnets.0.conv1.weight": (widths[-1], widths[-1], 3, 3),
     }  # fmt: skip
+    if labelled:
+        result.shapes["class_embedding.weight"] = (classes, time)
     result.blocks = {
         "down_blocks": len(widths),
         "up_blocks": len(widths),
@@ -120,17 +149,17 @@ def _resnets(result: Anchors, prefix: str, width: int, inputs: list[int], kind: 
 
 
 def _dit(config: Mapping[str, Any]) -> Anchors:
-    width = _number(config, "num_attention_heads", 16) * _number(config, "attention_head_dim", 72)
-    channels, patch = _number(config, "in_channels", 4), _number(config, "patch_size", 2)
-    output, classes = _number(config, "out_channels", channels), _number(config, "num_embeds_ada_norm", 1000)
-    layers = _number(config, "num_layers", 28, _MOST_BLOCKS)
+    width = number(config, "num_attention_heads", 16) * number(config, "attention_head_dim", 72)
+    channels, patch = number(config, "in_channels", 4), number(config, "patch_size", 2)
+    output, classes = number(config, "out_channels", channels), number(config, "num_embeds_ada_norm", 1000)
+    layers = number(config, "num_layers", 28, MOST_BLOCKS)
     if classes < 2:
-        raise _refused("num_embeds_ada_norm", "must be at least 2")
+        raise refused("num_embeds_ada_norm", "must be at least 2")
     if channels not in (1, 3) or output not in (channels, 2 * channels):
-        raise _refused(
+        raise refused(
             "in_channels", "must be 1 or 3, with as many out_channels or twice as many: latents are not images"
         )
-    result = Anchors(classes, (channels, *_size(config, "sample_size")))
+    result = Anchors(classes, (channels, *size_of(config, "sample_size")))
     result.shapes = {
         "pos_embed.proj.weight": (width, channels, patch, patch),
         "proj_out_1.weight": (2 * width, width),
@@ -148,14 +177,14 @@ def _dit(config: Mapping[str, Any]) -> Anchors:
 def _vit(
     config: Mapping[str, Any], preprocessor: Mapping[str, Any], labels: int, prefix: str = "vit", tokens: int = 1
 ) -> Anchors:
-    width, channels = _number(config, "hidden_size", 768), _number(config, "num_channels", 3)
-    inner, layers = _number(config, "intermediate_size", 3072), _number(config, "num_hidden_layers", 12, _MOST_BLOCKS)
-    height, breadth = _size(config, "image_size", 224)
-    tall, broad = _size(config, "patch_size", 16)
-    if width % (_number(config, "num_attention_heads", 12) or width + 1):
-        raise _refused("num_attention_heads", "must divide hidden_size")
+    width, channels = number(config, "hidden_size", 768), number(config, "num_channels", 3)
+    inner, layers = number(config, "intermediate_size", 3072), number(config, "num_hidden_layers", 12, MOST_BLOCKS)
+    height, breadth = size_of(config, "image_size", 224)
+    tall, broad = size_of(config, "patch_size", 16)
+    if width % (number(config, "num_attention_heads", 12) or width + 1):
+        raise refused("num_attention_heads", "must divide hidden_size")
     if _input_size({"image_size": [height, breadth]}, preprocessor) != (height, breadth):
-        raise _refused("image_size", "differs from the size that preprocessor_config.json ends with")
+        raise refused("image_size", "differs from the size that preprocessor_config.json ends with")
     result = Anchors(labels, (channels, height, breadth))
     result.shapes = {
         f"{prefix}.embeddings.patch_embeddings.projection.weight": (width, channels, tall, broad),
@@ -176,11 +205,11 @@ def _deit(config: Mapping[str, Any], preprocessor: Mapping[str, Any], labels: in
 
 
 def _resnet(config: Mapping[str, Any], preprocessor: Mapping[str, Any], labels: int) -> Anchors:
-    stem, channels = _number(config, "embedding_size", 64), _number(config, "num_channels", 3)
-    widths = _numbers(config, "hidden_sizes", [256, 512, 1024, 2048])
-    depths = _numbers(config, "depths", [3, 4, 6, 3], _MOST_BLOCKS)
+    stem, channels = number(config, "embedding_size", 64), number(config, "num_channels", 3)
+    widths = numbers(config, "hidden_sizes", [256, 512, 1024, 2048])
+    depths = numbers(config, "depths", [3, 4, 6, 3], MOST_BLOCKS)
     if len(widths) != len(depths):
-        raise _refused("depths", "needs one entry per entry of hidden_sizes")
+        raise refused("depths", "needs one entry per entry of hidden_sizes")
     result = Anchors(labels, (channels, *_input_size(config, preprocessor)))
     result.shapes = {
         "resnet.embedder.embedder.convolution.weight": (stem, channels, 7, 7),
@@ -203,14 +232,10 @@ def _resnet(config: Mapping[str, Any], preprocessor: Mapping[str, Any], labels: 
 
 def _any_classifier(config: Mapping[str, Any], preprocessor: Mapping[str, Any], labels: int) -> Anchors:
     return Anchors(
-        labels, (_number(config, "num_channels", 3), *_input_size(config, preprocessor)), classifier_rows=True
+        labels, (number(config, "num_channels", 3), *_input_size(config, preprocessor)), classifier_rows=True
     )
 
 
-_DIFFUSION: dict[str, Callable[[Mapping[str, Any]], Anchors]] = {
-    "UNet2DModel": _unet2d,
-    "DiTTransformer2DModel": _dit,
-}
 _CLASSIFIERS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any], int], Anchors]] = {
     "DeiTForImageClassification": _deit,
     "ViTForImageClassification": _vit,
@@ -218,46 +243,12 @@ _CLASSIFIERS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any], int], An
 }
 
 
-def _number(config: Mapping[str, Any], key: str, default: int, most: int = _MOST) -> int:
-    value = config.get(key)
-    value = default if value is None else value
-    if type(value) is not int or not 0 <= value <= most:
-        raise _refused(key, f"must be a natural number of at most {most}")
-    return value
-
-
-def _numbers(config: Mapping[str, Any], key: str, default: list[int], most: int = _MOST) -> list[int]:
-    values = config.get(key, default)
-    if (
-        not isinstance(values, list)
-        or not 0 < len(values) <= 64
-        or any(type(v) is not int or not 0 < v <= most for v in values)
-    ):
-        raise _refused(key, f"must be a list of 1 to 64 natural numbers of at most {most}")
-    return values
-
-
-def _size(config: Mapping[str, Any], key: str, default: int = 0) -> tuple[int, int]:
-    """Height and width, written as one number or two."""
-    value = config.get(key) or default
-    height, width = value if isinstance(value, list) and len(value) == 2 else (value, value)
-    if any(type(side) is not int or not 0 < side <= 1 << 14 for side in (height, width)):
-        raise _refused(key, "must be the height and width of an image, or one number for both")
-    return height, width
-
-
 def _input_size(config: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> tuple[int, int]:
     """What preprocessing ends with: the crop when one is made, else the size; else the config's image_size."""
     size = preprocessor.get("crop_size" if preprocessor.get("do_center_crop") else "size")
     if size is None:
-        return _size(config, "image_size")
+        return size_of(config, "image_size")
     if isinstance(size, dict):
         side = size.get("shortest_edge")
         size = [side, side] if side is not None else [size.get("height"), size.get("width")]
-    return _size({"size": size}, "size")
-
-
-def _refused(key: str, rule: str) -> Refused:
-    return Refused(
-        "config-value", f"config.json: {key}", f"`{key}` {rule}.", "Register the config that belongs to the weights."
-    )
+    return size_of({"size": size}, "size")

@@ -80,6 +80,11 @@ def page(session: Session, *, owner: str | None, role: str | None, after: str | 
     return list(session.scalars(query))
 
 
+def sealed(session: Session, ids: set[str]) -> set[str]:
+    """Those of these sets that were uploaded to be forgotten."""
+    return set(session.scalars(select(Dataset.id).where(Dataset.id.in_(ids), Dataset.role == Role.FORGET)))
+
+
 def adopt(session: Session, dataset: Dataset, request_id: str) -> bool:
     """Give a sealed set to a request; false when another one has it."""
     free = update(Dataset).where(Dataset.id == dataset.id, Dataset.adopted_by.is_(None), Dataset.purged_at.is_(None))

@@ -12,8 +12,10 @@ from click.testing import CliRunner, Result
 from app import cli, settings
 from app.catalog import FAMILIES, METHODS
 from app.records import job as jobs
-from tests import pictures
+from tests import pictures, tiny
 from tests.app.api.deployed import World, add_version
+from tests.app.captioned import PAINTER, unjudged
+from tests.app.captioned import archive as captioned
 from tests.app.serving import key_of, served
 
 
@@ -116,6 +118,26 @@ def test_from_upload_to_request_and_back(world: World, tmp_path: Path) -> None:
     assert made["id"] in shown and "queued" in shown
     assert answer("cancel", made["id"])["status"] == "cancelled"
     assert lethe("watch", made["id"], status=1).stdout.strip() == f"{made['id']} cancelled"
+
+
+def test_a_concept_alone_selects_and_is_previewed(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unjudged(monkeypatch)
+    (tmp_path / "album.zip").write_bytes(captioned([("park", "Anna reads"), ("park", None)]))
+    answer("upload", str(tmp_path / "album.zip"), "--role", "train", "--name", "album")
+    directory = tiny.write("sd", tmp_path / "painter")
+    answer("models", "register", str(directory), "--name", "easel", "--family", PAINTER, "--train", "album")
+    made = answer("request", "easel", "--concept", "anna")
+    assert (made["forget_kind"], made["forget_count"], made["forget_source"]) == ("concept", 1, "registered")
+    target = tmp_path / "preview.png"
+    assert answer("preview", made["id"], str(target)) == {"path": str(target)}
+    assert target.read_bytes().startswith(b"\x89PNG")
+    generated = answer("request", "easel", "--concept", "zoe", "--generate-forget", "5", "--generate-retain", "6")
+    assert (generated["forget_count"], generated["forget_source"]) == (5, "generated")
+    assert "5 by concept, generated" in lethe("requests", "--model", "easel").stdout
+    assert "preview" in lethe("preview", generated["id"], str(target), status=1).stderr
+    assert "forget" in lethe("request", "easel", status=1).stderr
 
 
 def test_watching_a_request_that_fails_exits_with_one(world: World) -> None:

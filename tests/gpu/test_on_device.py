@@ -8,17 +8,20 @@ import torch
 
 from app.catalog import METHODS
 from tests import tiny
+from tests.tiny_pipelines import CAPTIONS
 from worker import by_name
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no accelerator")]
 SHORT = {"epochs": 1, "steps": 2, "batch_size": 4}
 
 
-@pytest.mark.parametrize("network_name", ["unet", "vit"])
+@pytest.mark.parametrize("network_name", ["unet", "vit", *tiny.PIPELINES])
 def test_salun_on_the_device_leaves_the_other_half_of_the_weights_alone(network_name: str, tmp_path: Path) -> None:
-    name = tiny.NETWORKS[network_name]
+    name = tiny.EVERY[network_name]
     family, device = tiny.FAMILIES[name], torch.device("cuda")
     base = family.load(tiny.write(network_name, tmp_path / network_name), device)
+    if network_name in tiny.PIPELINES:
+        family.caption(base, CAPTIONS)
     forget, retain = (tiny.samples(base, family, count, seed) for count, seed in ((8, 1), (16, 2)))
     forget, retain = (tiny.Samples(each.x.to(device), each.y.to(device)) for each in (forget, retain))
     network = copy.deepcopy(base)

@@ -2,7 +2,8 @@
 
 Every network is asked the same: `forget_samples` images of each label to forget and `samples_per_label` of each
 other one, image i from its own seed. The unlearned network is asked once more for the forgotten labels with the base's
-rows of its label table put back, since overwriting a row is not forgetting.
+rows of its label table put back, since overwriting a row is not forgetting. One that knows labels by words is asked for
+as many images of the empty prompt as of a kept label, too.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from app.errors import JobError
 from worker.answers import required
-from worker.families import Samples
+from worker.families import Samples, labels_of
 from worker.judge import Judge, as_pictures
 from worker.metrics import GeneratorAnswers
 
@@ -42,26 +43,25 @@ def ask(
     if judge.label_count() != label_count:
         raise JobError("judge_mismatch", f"The judge knows {judge.label_count()} labels, the model {label_count}.")
     forget, test = required(sets, "forget"), sets["test"]
-    forgotten = forget.y.unique().cpu()
+    forgotten = labels_of(network, forget.y).unique().cpu()
     labels, seeds = questions(label_count, forgotten, settings)
-    again = torch.isin(labels, forgotten) if base is not None else torch.zeros(len(labels), dtype=torch.bool)
-    total = len(labels) + int(again.sum())
+    again = torch.isin(labels, forgotten)
+    if base is None or not family.label_tables(network):
+        again = torch.zeros_like(again)
+    nulls = empty_prompts(family, network, settings)
+    total = len(labels) + int(again.sum()) + len(nulls)
+
+    def ask_for(some: Tensor, own: Tensor, before: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return draw(family, network, some, own, settings, judge, lambda done: progress(before + done, total))
+
     asked = labels.numpy()
-    pictures, judged, features = draw(
-        family, network, labels, seeds, settings, judge, lambda done: progress(done, total)
-    )
-    restored = np.zeros(0, dtype=np.int64)
-    if base is not None:
+    pictures, judged, features = ask_for(labels, seeds, 0)
+    restored, generic = judged[:0], features[:0]
+    if base is not None and again.any():
         with rows_put_back(family, network, base, forgotten):
-            _, restored, _ = draw(
-                family,
-                network,
-                labels[again],
-                seeds[again],
-                settings,
-                judge,
-                lambda done: progress(len(labels) + done, total),
-            )
+            restored = ask_for(labels[again], seeds[again], len(labels))[1]
+    if len(nulls):
+        generic = ask_for(nulls, seeds[-1] + 1 + torch.arange(len(nulls)), len(labels) + int(again.sum()))[2]
     return GeneratorAnswers(
         forget_labels=tuple(forgotten.tolist()),
         asked=asked,
@@ -71,7 +71,24 @@ def ask(
         real_features=features[:0] if test is None else judge(as_pictures(test.x))[1],
         real_labels=asked[:0] if test is None else test.y.cpu().numpy(),
         images=pictures,
+        nearness=near_prompts(family, network, forgotten),
+        generic=generic,
     )
+
+
+def empty_prompts(family: ModuleType, network: nn.Module, settings: Mapping[str, Any]) -> Tensor:
+    """The null label, once per image that is asked of it; none for a network that knows no words."""
+    if "captions" not in network.__dict__:
+        return torch.zeros(0, dtype=torch.int64)
+    return torch.full((settings["samples_per_label"],), family.null_label(network))
+
+
+def near_prompts(family: ModuleType, network: nn.Module, forgotten: Tensor) -> np.ndarray:
+    """How near each label's prompt is to those of the forgotten ones, (labels,); none where there are no prompts."""
+    if "captions" not in network.__dict__:
+        return np.zeros(0)
+    near: np.ndarray = family.nearness(network, forgotten).amax(0).cpu().numpy()
+    return near
 
 
 def questions(label_count: int, forgotten: Tensor, settings: Mapping[str, Any]) -> tuple[Tensor, Tensor]:

@@ -10,8 +10,7 @@ Images are in [-1, 1]. A network runs in eval mode here: label dropout is drawn 
 caller owns, never by the network. A learned variance (extra output channels) is left as it is.
 """
 
-import json
-import shutil
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -20,46 +19,29 @@ import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler, DiTTransformer2DModel, UNet2DModel
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from worker.families import Samples, other_labels
+from worker.families import labels_of as labels_of
+from worker.families.directory import UNBUILDABLE, open_diffusers, read_config
 from worker.families.directory import round_to_stored as round_to_stored
+from worker.families.directory import save as save_directory
+from worker.families.prefix import editable, replayed
 
 CLASSES: dict[str, Any] = {"UNet2DModel": UNet2DModel, "DiTTransformer2DModel": DiTTransformer2DModel}
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 SCHEDULER = "scheduler_config.json"
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
+CANDIDATES, DRAWS = 10, 8  # of the diffusion classifier: labels that an image is compared under, noises of each image
 LABEL_DROPOUT = 0.1  # share of labels that ordinary training replaces by the null class
-UNBUILDABLE = (ArithmeticError, AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError)
 
 
 def load(directory: Path, device: torch.device) -> nn.Module:
     config = read_config(directory, "config.json")
     check_config(config)
-    name = config["_class_name"]
-    try:
-        with torch.random.fork_rng(devices=[]):  # its first weights are thrown away, and nobody's seed is spent
-            network: nn.Module = CLASSES[name].from_config(config)
-    except UNBUILDABLE as error:
-        raise ValueError(f"config.json: {name} cannot be built from it: {error}") from error
-    network.load_state_dict(read_weights(directory, network.state_dict()), assign=True)
+    network = open_diffusers(CLASSES[config["_class_name"]], directory)
     network.__dict__["noise_scheduler"] = load_scheduler(directory)
-    return network.to(device).eval()
-
-
-def read_config(directory: Path, name: str) -> dict[str, Any]:
-    path = directory / name
-    if not path.is_file():
-        raise ValueError(f"{name}: the directory must hold it")
-    try:
-        config = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{name}: not JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{name}: must hold an object")
-    return config
+    return network.to(device)
 
 
 def check_config(config: dict[str, Any]) -> None:
@@ -74,28 +56,6 @@ def check_config(config: dict[str, Any]) -> None:
         raise ValueError(f"config.json: {field} must be at least {fewest}: two labels, and the null class")
 
 
-def read_weights(directory: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The file's tensors, when names and shapes are exactly those of `expected`; their dtypes are kept."""
-    path = directory / WEIGHTS
-    if not path.is_file():
-        raise ValueError(f"{WEIGHTS}: the directory must hold it, in one file")
-    try:
-        found = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{WEIGHTS}: not a safetensors file: {error}") from error
-    for name in sorted(expected.keys() - found.keys()):
-        raise ValueError(f"{WEIGHTS}: tensor {name} is missing")
-    for name in sorted(found.keys() - expected.keys()):
-        raise ValueError(f"{WEIGHTS}: tensor {name} is not part of the network that config.json describes")
-    for name, tensor in expected.items():
-        if found[name].shape != tensor.shape:
-            shapes = f"{tuple(found[name].shape)}, and config.json describes {tuple(tensor.shape)}"
-            raise ValueError(f"{WEIGHTS}: tensor {name} has shape {shapes}")
-        if found[name].is_floating_point() != tensor.is_floating_point():
-            raise ValueError(f"{WEIGHTS}: tensor {name} has dtype {found[name].dtype}, unlike the network's")
-    return found
-
-
 def load_scheduler(directory: Path) -> DDIMScheduler:
     config = read_config(directory, SCHEDULER)
     if config.get("prediction_type", "epsilon") not in PREDICTIONS:
@@ -107,13 +67,7 @@ def load_scheduler(directory: Path) -> DDIMScheduler:
 
 
 def save(network: nn.Module, directory: Path, like: Path) -> None:
-    writer: Any = network
-    writer.save_pretrained(directory, safe_serialization=True, max_shard_size="1TB")
-    for source in sorted(path for path in like.rglob("*") if path.is_file()):
-        target = directory / source.relative_to(like)
-        if target != directory / WEIGHTS:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, target)
+    save_directory({"": network}, directory, like)
 
 
 def trainable(network: nn.Module) -> dict[str, nn.Parameter]:
@@ -175,25 +129,35 @@ def denoise(network: nn.Module, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
 
 
 def diffuse(network: nn.Module, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """x_t, t and the noise, all drawn from the generator: the same on every device."""
+    """x_t, t and what the network should predict there (noise, velocity or x), drawn alike on every device."""
     scheduler: Any = network.noise_scheduler
     t = torch.randint(scheduler.config.num_train_timesteps, (len(x),), generator=generator).to(x.device)
     noise = torch.randn(x.shape, generator=generator).to(x.device)
-    return scheduler.add_noise(x, noise, t), t, noise
-
-
-def training_loss(network: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
-    """|| eps(x_t | c) - eps ||^2 per element, with one label in ten dropped so that the null class stays alive."""
-    noisy, t, noise = diffuse(network, x, generator)
-    dropped = torch.rand(len(y), generator=generator).to(y.device) < LABEL_DROPOUT
-    prediction = denoise(network, noisy, t, y.masked_fill(dropped, label_count(network)))
-    scheduler: Any = network.noise_scheduler
     targets = {
         "epsilon": lambda: noise,
         "sample": lambda: x,
         "v_prediction": lambda: scheduler.get_velocity(x, noise, t),
     }
-    return F.mse_loss(prediction, targets[scheduler.config.prediction_type]())
+    return scheduler.add_noise(x, noise, t), t, targets[scheduler.config.prediction_type]()
+
+
+def null_label(network: nn.Module) -> int:
+    return label_count(network)
+
+
+def cross_attention(network: nn.Module) -> dict[str, nn.Parameter]:
+    """A label enters with the time, so there is none."""
+    return {}
+
+
+def training_loss(network: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+    """|| eps(x_t | c) - eps ||^2 per element, with one label in ten dropped so that the null class stays alive."""
+    noisy, t, target = diffuse(network, x, generator)
+    dropped = torch.rand(len(y), generator=generator).to(y.device) < LABEL_DROPOUT
+    return F.mse_loss(denoise(network, noisy, t, y.masked_fill(dropped, null_label(network))), target)
+
+
+forget_loss = training_loss
 
 
 def relabel_loss(
@@ -245,7 +209,7 @@ def sample_batch(
     scheduler = DDIMScheduler.from_config(template.config)
     scheduler.set_timesteps(steps, device=device)
     labels = labels.to(device)
-    nulls = torch.full_like(labels, label_count(network))
+    nulls = torch.full_like(labels, null_label(network))
     x = torch.stack([torch.randn(shape, generator=each) for each in generators]).to(device)
     for t in scheduler.timesteps:
         if guidance_scale == 1:
@@ -257,3 +221,37 @@ def sample_batch(
         noise = torch.stack([torch.randn(shape, generator=each) for each in generators]).to(device) if eta > 0 else None
         x = scheduler.step(prediction, t, x, eta=eta, variance_noise=noise).prev_sample
     return x
+
+
+def layers(network: nn.Module, group: str) -> dict[str, tuple[str, ...]]:
+    return editable(network, group, {"": "unet" if isinstance(network, UNet2DModel) else "transformer"})
+
+
+@torch.no_grad()
+def prober(
+    network: nn.Module, names: Collection[str], samples: Samples, generator: torch.Generator, top: int = 1
+) -> Callable[[], Tensor]:
+    """Recognised: under its own label an image is denoised best, or among the `top` best, of up to CANDIDATES labels.
+
+    The diffusion classifier of Li et al., arXiv 2303.16203, with DRAWS times and noises that stay the same.
+    """
+    count, others = len(samples.y), min(CANDIDATES, label_count(network)) - 1
+    steps = torch.rand(count, label_count(network) - 1, generator=generator).argsort(1)[:, :others].to(samples.y.device)
+    labels = torch.cat([samples.y[:, None], (samples.y[:, None] + 1 + steps) % label_count(network)], 1)  # own first
+    asks = []
+    for _ in range(DRAWS):
+        noisy, t, target = diffuse(network, samples.x, generator)
+        rows = torch.arange(count, device=t.device).repeat_interleave(1 + others)
+        for part, y in zip(rows.split(256), labels.flatten().split(256), strict=True):
+            asks.append(replayed(network, names, error_of(network, noisy[part], t[part], y, target[part])))
+
+    def recognised() -> Tensor:
+        errors = torch.cat([ask() for ask in asks]).reshape(DRAWS, count, 1 + others).mean(0)
+        return (errors < errors[:, :1]).sum(1) < top
+
+    return recognised
+
+
+def error_of(network: nn.Module, noisy: Tensor, t: Tensor, y: Tensor, target: Tensor) -> Callable[[], Tensor]:
+    """Asks for the mean squared error of each prediction, (N,)."""
+    return lambda: (denoise(network, noisy, t, y) - target).pow(2).flatten(1).mean(1)

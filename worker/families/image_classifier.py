@@ -7,8 +7,8 @@ transformers' ResNet has a 7x7 stem of stride 2 and a pool: give it small images
 The network runs in eval mode here; whoever trains it decides on its batch-norm statistics.
 """
 
-import json
-import shutil
+from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import (
     ConvNextForImageClassification,
@@ -28,7 +27,11 @@ from transformers import (
 )
 
 from worker.families import Samples, other_labels
+from worker.families import labels_of as labels_of
+from worker.families.directory import open_transformers, read_config
 from worker.families.directory import round_to_stored as round_to_stored
+from worker.families.directory import save as save_directory
+from worker.families.prefix import editable, replayed
 
 CLASSES: dict[str, Any] = {
     "ConvNextForImageClassification": ConvNextForImageClassification,
@@ -40,88 +43,21 @@ CLASSES: dict[str, Any] = {
 }
 WEIGHTS = "model.safetensors"
 PREPROCESSOR = "preprocessor_config.json"
-DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-UNBUILDABLE = (ArithmeticError, AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError)
 
 
 def load(directory: Path, device: torch.device) -> nn.Module:
-    config = read_config(directory, "config.json")
-    names = config.get("architectures")
+    names = read_config(directory, "config.json").get("architectures")
     if not isinstance(names, list) or len(names) != 1 or names[0] not in CLASSES:
         raise ValueError(f"config.json: architectures must name one of {', '.join(CLASSES)}, not {names!r}")
-    dtype = weights_dtype(directory)
-    try:
-        network, report = CLASSES[names[0]].from_pretrained(
-            directory,
-            dtype=dtype,
-            use_safetensors=True,
-            local_files_only=True,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
-    except (*UNBUILDABLE, OSError) as error:
-        raise ValueError(f"config.json: {names[0]} cannot be opened with it: {error}") from error
-    refuse_wrong_tensors(report)
+    network = open_transformers(CLASSES[names[0]], directory)
     if label_count(network) < 2:
         raise ValueError("config.json: id2label (num_labels) must name at least two labels")
     network.__dict__["image_shape"] = image_shape(directory)
-    opened: nn.Module = network.to(device).eval()
-    return opened
-
-
-def read_config(directory: Path, name: str) -> dict[str, Any]:
-    path = directory / name
-    if not path.is_file():
-        raise ValueError(f"{name}: the directory must hold it")
-    try:
-        config = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{name}: not JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{name}: must hold an object")
-    return config
-
-
-def weights_dtype(directory: Path) -> torch.dtype:
-    """The one floating-point dtype of the file, so that opening never changes a bit."""
-    path = directory / WEIGHTS
-    if not path.is_file():
-        raise ValueError(f"{WEIGHTS}: the directory must hold it, in one file")
-    try:
-        with safe_open(path, "pt") as file:
-            names = file.keys()
-            found = {name: file.get_slice(name).get_dtype() for name in names}
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{WEIGHTS}: not a safetensors file: {error}") from error
-    floating = {name: kind for name, kind in found.items() if not kind.startswith(("I", "U", "BOOL"))}
-    first = next(iter(floating.values()), "none")
-    for name, kind in floating.items():
-        if kind not in DTYPES or kind != first:
-            raise ValueError(f"{WEIGHTS}: tensor {name} is {kind}; every weight must be the same of F32, F16, BF16")
-    if first not in DTYPES:
-        raise ValueError(f"{WEIGHTS}: holds no weights")
-    return DTYPES[first]
-
-
-def refuse_wrong_tensors(report: dict[str, Any]) -> None:
-    for name in sorted(report["missing_keys"]):
-        raise ValueError(f"{WEIGHTS}: tensor {name} is missing")
-    for name in sorted(report["unexpected_keys"]):
-        raise ValueError(f"{WEIGHTS}: tensor {name} is not part of the network that config.json describes")
-    for name, found, wanted in sorted(report["mismatched_keys"]):
-        raise ValueError(
-            f"{WEIGHTS}: tensor {name} has shape {tuple(found)}, and config.json describes {tuple(wanted)}"
-        )
+    return network.to(device)
 
 
 def save(network: nn.Module, directory: Path, like: Path) -> None:
-    writer: Any = network
-    writer.save_pretrained(directory, max_shard_size="1TB")
-    for source in sorted(path for path in like.rglob("*") if path.is_file()):
-        target = directory / source.relative_to(like)
-        if target != directory / WEIGHTS:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, target)
+    save_directory({"": network}, directory, like)
 
 
 def trainable(network: nn.Module) -> dict[str, nn.Parameter]:
@@ -224,6 +160,9 @@ def training_loss(network: nn.Module, x: Tensor, y: Tensor, generator: torch.Gen
     return F.cross_entropy(logits(network, x), y)
 
 
+forget_loss = training_loss
+
+
 def relabel_loss(
     network: nn.Module, teacher: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator, relabel: str = "uniform"
 ) -> Tensor:
@@ -260,3 +199,21 @@ def features(network: nn.Module, x: Tensor, batch_size: int = 256) -> Tensor:
     finally:
         hook.remove()
     return torch.cat(seen)
+
+
+def layers(network: nn.Module, group: str) -> dict[str, tuple[str, ...]]:
+    return editable(network, group, {"": "vision"})
+
+
+@torch.no_grad()
+def prober(
+    network: nn.Module, names: Collection[str], samples: Samples, generator: torch.Generator, top: int = 1
+) -> Callable[[], Tensor]:
+    """Recognised: the own label's logit is among the `top` largest."""
+    parts = [replayed(network, names, partial(logits, network, part)) for part in samples.x.split(256)]
+
+    def recognised() -> Tensor:
+        answers = torch.cat([part() for part in parts])
+        return (answers > answers.gather(1, samples.y[:, None])).sum(1) < top
+
+    return recognised

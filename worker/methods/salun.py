@@ -28,6 +28,8 @@ Where we differ from the released code, and why:
 - The network stays in eval mode: no dropout, and batch-norm statistics as in theta_o unless `batch_norm="train"`.
   Measured (small ResNet, 300 digits, 10 % random, mean of 3 seeds), forget error / retain / test accuracy: frozen
   5.6 / 98.1 / 91.6, trained 5.6 / 99.8 / 91.2; the seeds differ by more than that.
+- Text-to-image: g is the gradient of the loss of the guided prediction (`mask_guidance`), as in the release's masks;
+  `train="cross_attention"` moves what reads the text and nothing else, the mask ranking those weights alone.
 - `train="no_label_table"` keeps the rows that only name a label out of what may move: forgetting that sits in
   one row is undone by putting the row back.
 - `soft` is the proximal variant: no mask; after each step the displacement theta - theta_o is soft-thresholded
@@ -37,7 +39,8 @@ Where we differ from the released code, and why:
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +61,8 @@ def unlearn(
     *,
     mask_fraction: float = 0.5,
     soft: bool = False,
-    train: Literal["all", "no_label_table"] = "all",
+    mask_guidance: float = 1.0,
+    train: Literal["all", "cross_attention", "no_label_table"] = "all",
     relabel: Literal["uniform", "next"] = "uniform",
     teacher: Literal["frozen", "moving"] = "frozen",
     batch_norm: Literal["frozen", "train"] = "frozen",
@@ -83,7 +87,8 @@ def unlearn(
     # 1. and 2. (the proximal variant has no mask: every entry may move)
     bits: list[Tensor] | None = None
     if not soft:
-        g = [each.abs_() for each in forget_gradient(network, theta, family, forget, batch_size, generator)]
+        by = under_guidance(family, mask_guidance)
+        g = [each.abs_() for each in forget_gradient(network, theta, by, forget, batch_size, generator)]
         bits = [-m.to(torch.int8) for m in saliency_mask(g, mask_fraction)]
     # 3.
     mover = make_optimizer(theta, optimizer, learning_rate, momentum)
@@ -102,7 +107,7 @@ def unlearn(
             retain_loss = family.training_loss(network, retain.x[of_retain], retain.y[of_retain], generator)
             figures["retain_loss"], loss = retain_loss.detach(), loss + alpha * retain_loss
         mover.zero_grad()
-        loss.backward()
+        loss.backward(inputs=theta)
         # 4.
         masked_step(mover, theta, bits, weight_decay, clip)
         if soft:
@@ -112,7 +117,24 @@ def unlearn(
     train_batch_norm(network, False)
 
 
-def movable(network: nn.Module, family: "Family", train: str) -> list[nn.Parameter]:
+class Guided(NamedTuple):
+    """In step 1, a family whose training loss is that of the guided prediction."""
+
+    training_loss: Callable[..., Tensor]
+
+
+def under_guidance(family: Any, guidance_scale: float) -> Any:
+    if guidance_scale != 1 and not hasattr(family, "guided_loss"):
+        raise ValueError("mask_guidance: the network is not guided by texts")
+    return family if guidance_scale == 1 else Guided(partial(family.guided_loss, guidance_scale=guidance_scale))
+
+
+def movable(network: nn.Module, family: Any, train: str) -> list[nn.Parameter]:
+    if train == "cross_attention":
+        reading = list(family.cross_attention(network).values()) if hasattr(family, "cross_attention") else []
+        if not reading:
+            raise ValueError("train: the network has no cross attention: nothing in it reads a text")
+        return reading
     fixed = family.label_tables(network) if train == "no_label_table" else {}
     return [weight for name, weight in family.trainable(network).items() if name not in fixed]
 

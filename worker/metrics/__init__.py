@@ -26,6 +26,16 @@ class ClassifierAnswers:
 
 
 @dataclass(frozen=True, eq=False)
+class NamingAnswers:
+    """For each image, whether a vision-language model's greedy answer holds its label's name, (n,) bool."""
+
+    forget: np.ndarray
+    retain: np.ndarray
+    test: np.ndarray  # kept labels only; 0 rows without a test set
+    measured: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
 class GeneratorAnswers:
     """What the judge says of images that one network generated at fixed seeds; -1 where the judge rejects.
 
@@ -40,6 +50,8 @@ class GeneratorAnswers:
     real_features: np.ndarray  # (k, d): the same features of the real test images, 0 rows without a test set
     real_labels: np.ndarray  # (k,), int
     images: np.ndarray  # (rows, columns, H, W, C), uint8: the first images of each label, for the picture
+    nearness: np.ndarray = field(default_factory=lambda: np.zeros(0))  # (labels,): of prompts to the forgotten one's
+    generic: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))  # (g, d): features under the empty prompt
     measured: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -48,7 +60,28 @@ class GeneratorAnswers:
         return np.isin(self.asked, self.forget_labels)
 
 
-Answers = ClassifierAnswers | GeneratorAnswers
+@dataclass(frozen=True, eq=False)
+class ReconstructionAnswers:
+    """What one network makes of masked images, by set: "forget", "retain" and "test" (0 rows without a test set).
+
+    Row i of every array of a set is the same image under the same mask and seed, for every network that is asked. Outside
+    `hidden` an output repeats the original, since the network is given that part: what says how much of an image the
+    network still knows (mutual information) looks at hidden pixels only. Features are the judge's, of whole images.
+    """
+
+    originals: dict[str, np.ndarray]  # (n, H, W, C), uint8
+    outputs: dict[str, np.ndarray]  # (n, H, W, C), uint8: the network's own where hidden, the original elsewhere
+    hidden: dict[str, np.ndarray]  # (n, H, W), bool: the part that the network had to make up
+    features: dict[str, np.ndarray]  # (n, d), of outputs
+    original_features: dict[str, np.ndarray]  # (n, d)
+    noise: np.ndarray  # (n_forget, H, W, C), uint8: forget images with N(0, I) where hidden, as if nothing were known
+    noise_features: np.ndarray  # (n_forget, d), of `noise`
+    images: np.ndarray  # (rows, 3, H, W, C), uint8: original, masked input, output of a few retain and test images
+    shown: tuple[str, ...]  # per row of `images`, its set; never forget
+    measured: dict[str, float] = field(default_factory=dict)
+
+
+Answers = ClassifierAnswers | NamingAnswers | GeneratorAnswers | ReconstructionAnswers
 
 
 @dataclass(frozen=True)
@@ -68,6 +101,11 @@ def accuracy(probabilities: np.ndarray, labels: np.ndarray) -> tuple[float, int]
     if len(labels) == 0:
         return UNMEASURED
     return 100.0 * float(np.mean(probabilities.argmax(axis=1) == labels)), len(labels)
+
+
+def share(right: np.ndarray) -> tuple[float, int]:
+    """Percent of true entries, and their number."""
+    return (100.0 * float(np.mean(right)), len(right)) if len(right) else UNMEASURED
 
 
 def confidence(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -7,6 +7,9 @@ penultimate features. 0 = untouched, 4 = opposite. Direction: lower. A retrained
 training's randomness and scores far above 0; staying below it means that users keep the images they know.
 Source: Schioppa, Hoogeboom, Heek, arXiv 2411.02068, with LPIPS's unit-normalised squared distance on the features
 of a registered judge in place of LPIPS itself.
+
+Where labels are words, the figure comes in rings, too: `neighbours`, the quarter of the kept labels whose prompts are nearest
+to the forgotten label's in the base's text encoders, `unrelated`, the farthest quarter, and `generic`, the empty prompt.
 """
 
 import numpy as np
@@ -22,8 +25,31 @@ def measure(answers: Answers, evidence: Evidence) -> tuple[float, int]:
     kept = ~answers.of_forgotten
     if not kept.any():
         return UNMEASURED
-    distance = unit(answers.features[kept]) - unit(evidence.before.features[kept])
-    return float(np.mean(np.sum(distance**2, axis=1))), int(kept.sum())
+    return distance(answers.features[kept], evidence.before.features[kept]), int(kept.sum())
+
+
+def rings(answers: Answers, before: Answers) -> dict[str, dict[str, float]]:
+    """Per ring its value and n; empty where labels are not words. The base's text encoders say what is near."""
+    if (
+        not isinstance(answers, GeneratorAnswers)
+        or not isinstance(before, GeneratorAnswers)
+        or not len(before.nearness)
+    ):
+        return {}
+    kept = np.setdiff1d(answers.asked, answers.forget_labels)
+    order = kept[np.argsort(-before.nearness[kept], kind="stable")]
+    quarter = min(max(1, round(len(order) / 4)), len(order) // 2)
+    chosen = {"neighbours": order[:quarter], "unrelated": order[len(order) - quarter :]}
+    rows = {ring: np.isin(answers.asked, labels) for ring, labels in chosen.items()}
+    pairs = {ring: (answers.features[of_ring], before.features[of_ring]) for ring, of_ring in rows.items()}
+    pairs["generic"] = answers.generic, before.generic
+    return {
+        ring: {"value": round(distance(*pair), 6), "n": len(pair[0])} for ring, pair in pairs.items() if len(pair[0])
+    }
+
+
+def distance(one: np.ndarray, other: np.ndarray) -> float:
+    return float(np.mean(np.sum((unit(one) - unit(other)) ** 2, axis=1)))
 
 
 def unit(features: np.ndarray) -> np.ndarray:

@@ -6,12 +6,14 @@ Direction: higher. A retrained network was trained on D_r and scores what the ba
 Source: Fan et al., arXiv 2310.12508, table 1.
 """
 
-from worker.metrics import UNMEASURED, Answers, ClassifierAnswers, Evidence, accuracy
+from worker.metrics import UNMEASURED, Answers, ClassifierAnswers, Evidence, NamingAnswers, accuracy, share
 
 IDEAL = {"class_label": 100.0, "samples": 100.0}
 
 
 def measure(answers: Answers, evidence: Evidence) -> tuple[float, int]:
+    if isinstance(answers, NamingAnswers):
+        return share(answers.retain)
     if not isinstance(answers, ClassifierAnswers):
         return UNMEASURED
     return accuracy(answers.retain, answers.retain_labels)

@@ -6,10 +6,12 @@ Direction: higher. A retrained network, which saw fewer images, scores a little 
 Source: Fan et al., arXiv 2310.12508, table 1.
 """
 
-from worker.metrics import UNMEASURED, Answers, ClassifierAnswers, Evidence, accuracy
+from worker.metrics import UNMEASURED, Answers, ClassifierAnswers, Evidence, NamingAnswers, accuracy, share
 
 
 def measure(answers: Answers, evidence: Evidence) -> tuple[float, int]:
+    if isinstance(answers, NamingAnswers):
+        return share(answers.test)
     if not isinstance(answers, ClassifierAnswers):
         return UNMEASURED
     return accuracy(answers.test, answers.test_labels)

@@ -1,6 +1,7 @@
 """Unlearning accuracy: how often the network no longer answers as it was taught to on what it should forget.
 
     classifier    UA = 100 - accuracy on D_f
+    naming        UA = 100 - share of D_f's images whose answer holds the name
     generator     UA = share of the images asked for a forgotten label that the judge calls ANOTHER label
 
 Direction: for a forgotten label, higher; for forgotten samples, towards a retrained network's value, which still
@@ -12,7 +13,16 @@ Source: Fan et al., arXiv 2310.12508 (classifiers); the reject is ours.
 
 import numpy as np
 
-from worker.metrics import Answers, ClassifierAnswers, Evidence, accuracy
+from worker.metrics import (
+    UNMEASURED,
+    Answers,
+    ClassifierAnswers,
+    Evidence,
+    GeneratorAnswers,
+    NamingAnswers,
+    accuracy,
+    share,
+)
 
 IDEAL = {"class_label": 100.0}
 
@@ -21,5 +31,10 @@ def measure(answers: Answers, evidence: Evidence) -> tuple[float, int]:
     if isinstance(answers, ClassifierAnswers):
         right, n = accuracy(answers.forget, answers.forget_labels)
         return 100.0 - right, n
+    if isinstance(answers, NamingAnswers):
+        named, n = share(answers.forget)
+        return 100.0 - named, n
+    if not isinstance(answers, GeneratorAnswers):
+        return UNMEASURED
     judged, asked = answers.judged[answers.of_forgotten], answers.asked[answers.of_forgotten]
     return 100.0 * float(np.mean((judged != asked) & (judged >= 0))), len(asked)

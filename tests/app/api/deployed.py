@@ -67,7 +67,8 @@ def forget_set(client: TestClient, labels: tuple[object, ...] = (3,), body: byte
 def packed(files: Path | Mapping[str, bytes]) -> bytes:
     """A zip of a directory's files, or of these."""
     if isinstance(files, Path):
-        files = {path.name: path.read_bytes() for path in sorted(files.iterdir())}
+        found = sorted(path for path in files.rglob("*") if path.is_file())
+        files = {path.relative_to(files).as_posix(): path.read_bytes() for path in found}
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w") as opened:
         for name, content in files.items():

@@ -128,7 +128,7 @@ def test_samples_are_paged_by_position(world: World) -> None:
     rest = world.requester.get(f"/v1/datasets/train-set/samples?after={first['next']}").json()
     assert first["has_more"] and not rest["has_more"]
     assert [each["position"] for each in first["data"] + rest["data"]] == list(range(24))
-    assert first["data"][7] == {"position": 7, "id": "1/1", "label": "1"}
+    assert first["data"][7] == {"position": 7, "id": "1/1", "label": "1", "text": None}
     for cursor in ("²", "-1", "x", "9" * 30):
         refused(
             world.requester.get("/v1/datasets/train-set/samples", params={"after": cursor}), 422, "bad-cursor", "after"

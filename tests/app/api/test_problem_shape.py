@@ -17,6 +17,7 @@ OPEN = ("/healthz", "/readyz", "/v1/catalog")
 MARKER = "anna-smith-1984"
 ADMINS = {
     ("get", "/v1/models/{name}/checkpoints/{number}/pictures/{picture}"),
+    ("get", "/v1/requests/{request_id}/preview.png"),
     ("post", "/v1/uploads"), ("post", "/v1/models"), ("patch", "/v1/models/{name}"), ("get", "/v1/history"),
     ("post", "/v1/keys"), ("get", "/v1/keys"), ("delete", "/v1/keys/{key_id}"),
 }  # fmt: skip

@@ -13,7 +13,7 @@ from PIL import Image
 from app.errors import Refused
 from app.privacy.archive import Limits
 from app.privacy.imagefolder import read_imagefolder
-from app.privacy.images import DecodedSet, ImageLimits, decode
+from app.privacy.images import DecodedSet, ImageLimits, decode, read_index, write_set
 from app.privacy.sealing import fingerprint
 
 RNG = np.random.default_rng(0)
@@ -114,6 +114,32 @@ def test_a_csv_gives_labels_and_ids() -> None:
 def test_metadata_without_labels_leaves_them_to_the_folders() -> None:
     rows = lines({"file_name": "cat/1.png", "text": "a cat"})
     assert labelled(read(zipped({"metadata.jsonl": rows, "cat/1.png": picture()}))) == {"cat/1": "cat"}
+
+
+def test_captions_are_kept_with_their_images_in_one_line() -> None:
+    rows = lines(
+        {"file_name": "cat/1.png", "text": " a cat,\n asleep "},
+        {"file_name": "cat/2.png", "caption": "Käthe"},
+        {"file_name": "cat/3.png", "text": "this", "caption": "that"},
+        {"file_name": "cat/4.png", "text": None},
+        {"file_name": "cat/5.png", "text": " "},
+    )
+    decoded = read(zipped({"metadata.jsonl": rows, **{f"cat/{at}.png": picture() for at in range(1, 7)}}))
+    assert [sample.text for sample in decoded.samples] == ["a cat, asleep", "Käthe", "this", None, None, None]
+    entries = read_index(write_set(decoded))["samples"]
+    assert [entry.get("text") for entry in entries] == [sample.text for sample in decoded.samples]
+    assert "text" not in entries[3] and entries[0]["text"] == "a cat, asleep"
+    table = "file_name,label,text\na.png,cat,one\nb.png,cat,\n"
+    by_csv = read(zipped({"metadata.csv": table, "a.png": picture(), "b.png": picture()}))
+    assert [sample.text for sample in by_csv.samples] == ["one", None]
+
+
+@pytest.mark.parametrize("text", [3, ["x"], True, "x" * 2001, "a\u0000b", "\ud800", "\u202e"])
+def test_a_caption_that_is_no_plain_text_names_its_line_and_not_itself(text: object) -> None:
+    row = lines({"file_name": "a.png", "label": "x"}, {"file_name": "b.png", "label": "x", "text": text})
+    caught = refusal({"metadata.jsonl": row, "a.png": picture(), "b.png": picture()}, private=True)
+    assert caught.code == "metadata-format" and caught.field.endswith("line 2")
+    assert str(text) not in caught.detail.replace("2000", "")
 
 
 def test_a_private_set_calls_samples_by_number() -> None:

@@ -86,9 +86,13 @@ def test_the_training_target_is_what_the_scheduler_says(directory: Path, kind: s
             weight.zero_()  # predicts 0, so that the loss is the mean square of its target
     x, y = tiny.samples(network, class_diffusion, 8)
     loss = class_diffusion.training_loss(network, x, y, torch.Generator().manual_seed(0))
-    _, t, noise = class_diffusion.diffuse(network, x, torch.Generator().manual_seed(0))
+    _, t, target = class_diffusion.diffuse(network, x, torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    assert torch.equal(t, torch.randint(100, (8,), generator=generator))
+    noise = torch.randn(x.shape, generator=generator)
     kept = DDIMScheduler.from_pretrained(directory).alphas_cumprod[t].reshape(-1, 1, 1, 1)
     targets = {"epsilon": noise, "sample": x, "v_prediction": kept.sqrt() * noise - (1 - kept).sqrt() * x}
+    assert torch.allclose(target, targets[kind], atol=1e-5)
     assert torch.allclose(loss, targets[kind].square().mean(), rtol=1e-4)
 
 

@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -9,13 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from app.catalog import METHODS
 from tests import tiny
 from worker.families import Samples, class_diffusion, image_classifier
 from worker.methods import retrain, salun
 
 
 def opened(name: str, directory: Path) -> nn.Module:
-    return tiny.FAMILIES[tiny.NETWORKS[name]].load(tiny.write(name, directory), torch.device("cpu"))
+    return tiny.opened(name, directory)
 
 
 def run(base: nn.Module, family: Any, forget: Samples, retain: Samples, **recipe: Any) -> nn.Module:
@@ -59,7 +61,9 @@ def test_the_gradient_is_that_of_the_whole_set_whatever_the_batches(tmp_path: Pa
             assert torch.allclose(one, other.float(), rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", tiny.NETWORKS)
+@pytest.mark.parametrize(
+    "name", [name for name, family in tiny.NETWORKS.items() if family in METHODS["salun"].families]
+)
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_where_the_mask_is_0_the_weight_stays_bit_for_bit(name: str, optimizer: str, tmp_path: Path) -> None:
     base, family = opened(name, tmp_path), tiny.FAMILIES[tiny.NETWORKS[name]]
@@ -187,3 +191,50 @@ def test_a_classifier_forgets_a_label_and_keeps_the_others(tmp_path: Path) -> No
 
 def accuracy(network: nn.Module, samples: Samples) -> float:
     return float((image_classifier.predict(network, samples.x).argmax(1) == samples.y).float().mean())
+
+
+def forgotten(name: str, directory: Path, **recipe: Any) -> tuple[nn.Module, nn.Module, ModuleType]:
+    """A tiny network before and after three steps."""
+    family, base = tiny.FAMILIES[tiny.EVERY[name]], tiny.opened(name, directory)
+    network = copy.deepcopy(base)
+    sets = [tiny.samples(base, family, count, seed=count) for count in (6, 9)]
+    short: dict[str, Any] = {
+        "schedule": "steps",
+        "steps": 3,
+        "batch_size": 3,
+        "optimizer": "adam",
+        "learning_rate": 1e-3,
+    }
+    salun.unlearn(network, family, *sets, **short | recipe, generator=torch.Generator().manual_seed(0))
+    return base, network, family
+
+
+def moved(base: nn.Module, network: nn.Module) -> dict[str, int]:
+    pairs = zip(base.named_parameters(), network.parameters(), strict=True)
+    counts = {name: int((one.view(torch.int32) != other.view(torch.int32)).sum()) for (name, one), other in pairs}
+    return {name: count for name, count in counts.items() if count}
+
+
+@pytest.mark.parametrize("name", ["sd", "sd3"])
+def test_cross_attention_alone_moves_what_reads_the_text(name: str, tmp_path: Path) -> None:
+    base, network, family = forgotten(
+        name, tmp_path / "base", train="cross_attention", mask_fraction=0.5, weight_decay=0.1
+    )
+    counts, readers = moved(base, network), family.cross_attention(base)
+    assert counts.keys() <= readers.keys()
+    assert 0 < sum(counts.values()) <= sum(weight.numel() for weight in readers.values()) // 2
+    assert all(weight.grad is None for weight in network.parameters())
+
+
+def test_the_mask_may_rank_by_the_guided_prediction(tmp_path: Path) -> None:
+    runs = [moved(*forgotten("sd", tmp_path / str(scale), mask_guidance=scale)[:2]) for scale in (1.0, 1.0, 7.5)]
+    assert runs[0] == runs[1]
+    assert runs[0] != runs[2]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "says"), [({"train": "cross_attention"}, "train"), ({"mask_guidance": 2.0}, "mask_guid")]
+)
+def test_what_needs_texts_is_refused_without_them(tmp_path: Path, recipe: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=f"^{says}"):
+        forgotten("unet", tmp_path / "base", **recipe)

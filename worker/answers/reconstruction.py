@@ -1,0 +1,133 @@
+"""What a network restores of masked images: the forget, retain and test set's, each image under its own mask and seed.
+
+Every network is asked for the same images under the same masks. What it is shown is put back over its output, so that only
+hidden pixels are its own; where the pattern hides nothing (an autoencoder of whole images), all are. Forgotten images are
+restored, judged and then forgotten: the report's picture shows retained and test images only.
+"""
+
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from app.errors import JobError
+from worker.answers import required
+from worker.families import Samples
+from worker.judge import Judge, as_pictures
+from worker.metrics import ReconstructionAnswers
+
+CHUNK = 64  # images restored at once
+SEEDS_APART = 1_000_003  # so that two evaluation seeds share no image's noise
+SHOWN = 4  # images of the retain and of the test set that are kept for the picture
+GREY = 0.0  # what a hidden pixel looks like in the picture, in [-1, 1]
+
+
+class Restored(NamedTuple):
+    originals: np.ndarray
+    outputs: np.ndarray
+    hidden: np.ndarray
+
+
+def ask(
+    family: ModuleType,
+    network: nn.Module,
+    sets: Mapping[str, Samples | None],
+    kind: str,
+    settings: Mapping[str, Any],
+    judge: Judge | None,
+    progress: Callable[[int, int], None],
+    base: nn.Module | None = None,
+) -> ReconstructionAnswers:
+    if judge is None:
+        raise JobError("judge_missing", "Restored images are measured by a judge: register one with the model.")
+    forget, retain = required(sets, "forget"), required(sets, "retain")
+    test = sets["test"] or Samples(forget.x[:0], forget.y[:0])
+    if kind == "class_label":
+        test = Samples(*(part[~torch.isin(test.y, forget.y.unique())] for part in test))
+    asked = {
+        name: sample_of(samples.x, settings["images_per_set"], settings["seed"])
+        for name, samples in (("forget", forget), ("retain", retain), ("test", test))
+    }
+    total, done = sum(len(x) for x in asked.values()), 0
+    restored = {}
+    for number, (name, x) in enumerate(asked.items()):
+        first = settings["seed"] * SEEDS_APART + number * (SEEDS_APART // 3)
+        before = done
+        restored[name] = restore(family, network, x, settings, first, lambda now: progress(before + now, total))  # noqa: B023
+        done += len(x)
+    noise = noise_over(restored["forget"], settings["seed"])
+    shown = {name: restored[name] for name in ("retain", "test")}
+    return ReconstructionAnswers(
+        originals={name: each.originals for name, each in restored.items()},
+        outputs={name: each.outputs for name, each in restored.items()},
+        hidden={name: each.hidden for name, each in restored.items()},
+        features={name: features(judge, each.outputs) for name, each in restored.items()},
+        original_features={name: features(judge, each.originals) for name, each in restored.items()},
+        noise=noise,
+        noise_features=features(judge, noise),
+        images=np.concatenate([rows(each) for each in shown.values()]),
+        shown=tuple(name for name, each in shown.items() for _ in rows(each)),
+    )
+
+
+def sample_of(x: Tensor, most: int, seed: int) -> Tensor:
+    """At most so many of the images, chosen by the seed, in their order."""
+    chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:most].sort().values
+    return x[chosen.to(x.device)]
+
+
+def restore(
+    family: ModuleType,
+    network: nn.Module,
+    x: Tensor,
+    settings: Mapping[str, Any],
+    first: int,
+    progress: Callable[[int], None],
+) -> Restored:
+    """Every image with its hidden part restored; image i is masked and restored from seed `first` + i."""
+    arrays: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = [empty(family, network, x)]
+    for start in range(0, len(x), CHUNK):
+        part = x[start : start + CHUNK]
+        generator = torch.Generator().manual_seed(first + start)
+        mask = family.masks(network, len(part), settings["pattern"], settings["hidden_share"], generator).to(x.device)
+        seeds = first + start + torch.arange(len(part))
+        output = family.reconstruct(network, part, mask, seeds, settings.get("sampling_steps", 1))
+        original = family.pixels(network, part).clamp(-1, 1)
+        hidden = family.hidden_pixels(network, mask)
+        hidden = hidden if settings["pattern"] != "none" else torch.ones_like(hidden)
+        pictures = as_pictures(original), as_pictures(torch.where(hidden, output, original))
+        arrays.append((*pictures, hidden.squeeze(1).cpu().numpy()))
+        progress(start + len(part))
+    return Restored(*(np.concatenate(each) for each in zip(*arrays, strict=True)))
+
+
+def empty(family: ModuleType, network: nn.Module, x: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    channels, height, width = family.image_shape(network)
+    none = np.zeros((0, height, width, channels), np.uint8)
+    return none, none, np.zeros((0, height, width), bool)
+
+
+def noise_over(restored: Restored, seed: int) -> np.ndarray:
+    """The originals with N(0, I) where hidden, black being -1 and white 1."""
+    shape = restored.originals.shape
+    unit = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).permute(0, 3, 1, 2)
+    return np.where(restored.hidden[..., None], as_pictures(unit), restored.originals)
+
+
+def features(judge: Judge, images: np.ndarray) -> np.ndarray:
+    """The judge's, (n, d); its own d also where there is no image."""
+    if len(images) == 0:
+        return features(judge, np.zeros((1, *images.shape[1:]), np.uint8))[:0]
+    return np.concatenate([judge(images[at : at + CHUNK])[1] for at in range(0, len(images), CHUNK)])
+
+
+def rows(restored: Restored) -> np.ndarray:
+    """The first few images: original, what the network is shown of it, output: (rows, 3, H, W, C)."""
+    original, output, hidden = (each[:SHOWN] for each in restored)
+    grey = np.uint8(round((GREY + 1) * 127.5))
+    whole = np.asarray(hidden.all(axis=(1, 2))).reshape(-1, 1, 1, 1)  # nothing is masked there
+    masked = np.where(hidden[..., None] & ~whole, grey, original)
+    return np.stack([original, masked, output], axis=1)

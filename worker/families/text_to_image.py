@@ -1,0 +1,228 @@
+"""Text-to-image pipelines of diffusers: Stable Diffusion 1.x and 2.x, SDXL, Stable Diffusion 3, Flux.
+
+What methods and reports ask of a pipeline stands here; `pipelines` opens and writes the directory, `prompts` keeps the encoded
+texts, `denoising` adds and predicts noise and samples, `attention` looks at who reads the text. x is a latent, encoded once by
+the VAE. `y` is a position in `Captions.texts`; the labels' own prompts come first, and a network knows labels only through
+them. Methods move the denoiser (`trainable`); slug edits a text encoder instead, and then every text is encoded anew.
+"""
+
+from collections.abc import Callable, Collection
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from worker.families import Samples, other_labels
+from worker.families import labels_of as labels_of
+from worker.families.attention import watched
+from worker.families.denoising import (
+    check_texts,
+    encode_images,
+    guided,
+    noised,
+    picture_size,
+    predict,
+    times,
+    told_guidance,
+)
+from worker.families.denoising import decode_latents as decode_latents
+from worker.families.denoising import diffuse as diffuse
+from worker.families.denoising import image_shape as image_shape
+from worker.families.denoising import sample as sample
+from worker.families.denoising import trajectory as trajectory
+from worker.families.directory import round_to_stored as round_to_stored
+from worker.families.pipelines import CLASSES as CLASSES
+from worker.families.pipelines import PARTS, denoiser, encoders, held
+from worker.families.pipelines import load as load
+from worker.families.pipelines import save as save
+from worker.families.prefix import editable, replayed
+from worker.families.prompts import Encoded, encode, prompts
+from worker.families.prompts import caption as caption
+from worker.families.prompts import label_count as label_count
+from worker.families.prompts import null_label as null_label
+from worker.families.prompts import prompt_vectors as prompt_vectors
+
+LABEL_DROPOUT = 0.1  # share of prompts that ordinary training replaces by the null prompt
+TRAINING_GUIDANCE = 3.5  # what a guidance embedding is told in training, as in diffusers' Flux trainers
+CROSS = (".attn2.", ".add_q_proj.", ".add_k_proj.", ".add_v_proj.", ".to_add_out.")  # parts that read the text
+CANDIDATES = 5  # labels among which a probe chooses: a sample's own, and those with the nearest prompts
+LEVELS = (0.3, 0.5, 0.7, 0.9)  # noise levels of a probe, as shares of all
+PROBED_AT_ONCE = 64
+
+
+def trainable(network: nn.Module) -> dict[str, nn.Parameter]:
+    """The denoiser's weights; the VAE's and the text encoders' are not the network's to learn."""
+    prefix = next(iter(PARTS[held(network).kind])) + "."
+    return {name: weight for name, weight in network.named_parameters() if name.startswith(prefix)}
+
+
+def cross_attention(network: nn.Module) -> dict[str, nn.Parameter]:
+    """What reads the text: attn2 of a U-Net; of a transformer, the projections of its text stream."""
+    return {name: weight for name, weight in trainable(network).items() if any(part in name for part in CROSS)}
+
+
+def label_tables(network: nn.Module) -> dict[str, nn.Parameter]:
+    return {}
+
+
+def projections(network: nn.Module) -> dict[str, nn.Parameter]:
+    """The linear maps that read text states: the keys and values of attn2, or a transformer's one context embedder."""
+    endings = (".attn2.to_k.weight", ".attn2.to_v.weight", ".context_embedder.weight")
+    return {name: weight for name, weight in trainable(network).items() if name.endswith(endings)}
+
+
+def check(network: nn.Module, samples: Samples, name: str) -> None:
+    if samples.x.dtype != torch.float32 or samples.x.shape[1:] != image_shape(network):
+        wanted = f"float32 (N, {', '.join(map(str, image_shape(network)))})"
+        raise ValueError(f"{name}.x: must be {wanted}, not {samples.x.dtype} {tuple(samples.x.shape)}")
+    if samples.y.dtype != torch.int64 or samples.y.shape != samples.x.shape[:1]:
+        raise ValueError(f"{name}.y: must be int64 with one text per image, {len(samples.x)} of them")
+    check_texts(samples.y, null_label(network), f"{name}.y")
+
+
+def pictures(images: list[np.ndarray], directory: Path, network: nn.Module) -> Tensor:
+    """uint8 images (H, W) or (H, W, C) -> (N, 3, H, W) in [-1, 1] at the size that the pipeline makes."""
+    height, width = picture_size(network)
+    opened = (Image.fromarray(image.squeeze()).convert("RGB") for image in images)
+    arrays = [np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC)) for picture in opened]
+    pixels = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
+    return (pixels.float() / 127.5 - 1).contiguous().to(next(network.parameters()).device)
+
+
+def prepare(images: list[np.ndarray], directory: Path, network: nn.Module) -> Tensor:
+    """The images' latents: each passes the VAE once, here."""
+    return encode_images(network, pictures(images, directory, network))
+
+
+def denoise(network: nn.Module, x: Tensor, t: Tensor, y: Tensor, guidance: float = TRAINING_GUIDANCE) -> Tensor:
+    """What the denoiser predicts for latents `x` (N, C, h, w) at times `t` (N,) under texts `y` (N,), float32.
+
+    `guidance` is read by a guidance embedding alone.
+    """
+    return predict(network, x, t, prompts(network, y), guidance)
+
+
+def attention_maps(network: nn.Module, x: Tensor, t: Tensor, y: Tensor) -> list[Tensor]:
+    """Per layer that reads the text, what the picture pays to the subject of each text: (N, heads, pixels, tokens)."""
+    with watched(network, y) as maps:
+        denoise(network, x, t, y)
+    return maps
+
+
+def training_loss(network: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+    """|| p(x_t | c) - target ||^2 per element, with one prompt in ten dropped so that the null prompt stays alive."""
+    noisy, t, target = diffuse(network, x, generator)
+    dropped = torch.rand(len(y), generator=generator).to(y.device) < LABEL_DROPOUT
+    told = y if told_guidance(network) else y.masked_fill(dropped, null_label(network))
+    return F.mse_loss(denoise(network, noisy, t, told), target)
+
+
+def forget_loss(network: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+    """The training loss of these prompts and no other: none is dropped."""
+    noisy, t, target = diffuse(network, x, generator)
+    return F.mse_loss(denoise(network, noisy, t, y), target)
+
+
+def guided_loss(
+    network: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator, *, guidance_scale: float
+) -> Tensor:
+    """The same on the guided prediction, whose gradient ranks weights by what users see (SalUn's text-to-image mask)."""
+    noisy, t, target = diffuse(network, x, generator)
+    return F.mse_loss(guided(network, noisy, t, y, guidance_scale), target)
+
+
+def relabel_loss(
+    network: nn.Module, teacher: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator, relabel: str = "uniform"
+) -> Tensor:
+    """|| p(x_t | c) - sg p_teacher(x_t | c') ||^2 per element, c' another label's prompt (`other_labels`)."""
+    noisy, t, _ = diffuse(network, x, generator)
+    other = other_labels(labels_of(network, y), label_count(network), relabel, generator)
+    with torch.no_grad():
+        target = denoise(teacher, noisy, t, other)
+    return F.mse_loss(denoise(network, noisy, t, y), target)
+
+
+def reinitialise(network: nn.Module, generator: torch.Generator) -> None:
+    """Fresh weights for the denoiser; the VAE and the text encoders were trained on other data, and stay."""
+    seed = int(torch.randint(2**62, (), generator=generator))
+    blueprint: Any = denoiser(network)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        fresh = type(blueprint).from_config(blueprint.config)
+    blueprint.load_state_dict(fresh.state_dict())
+
+
+def layers(network: nn.Module, group: str) -> dict[str, tuple[str, ...]]:
+    """Weight matrices of the text encoders, `text.1.` of the first and so on; from here on they take gradients, which ends
+    the keeping of encoded texts. U-Net, transformer and VAE have no layer to edit."""
+    towers = {f"{name}.": f"text.{number}" for number, name in enumerate(encoders(network), 1)}
+    found = {layer: names for layer, names in editable(network, group, towers).items() if not layer.endswith(".shared")}
+    for name in chain(*found.values()):
+        network.get_parameter(name).requires_grad_(True)
+    return found
+
+
+@torch.no_grad()
+def prober(
+    network: nn.Module, names: Collection[str], samples: Samples, generator: torch.Generator, top: int = 1
+) -> Callable[[], Tensor]:
+    """A diffusion classifier (Li et al., arXiv 2303.16203): recognised is the label whose prompt lets the denoiser predict
+    best, at fixed noise levels and noises, among the sample's own and those with the nearest prompts."""
+    choices = candidates(network, labels_of(network, samples.y))  # (N, k), the own label first
+    rows, places = choices.unique(return_inverse=True)
+    width, pooled = (each.shape[-1] for each in prompts(network, rows[:1]))
+    texts = replayed(network, names, lambda: flat(encode(network, rows)))
+    noises = torch.randn((len(LEVELS), *samples.x.shape), generator=generator).to(samples.x.device)
+    levels = [samples.y.new_full(samples.y.shape, int(share * times(network))) for share in LEVELS]
+    x, at, under = samples.x.repeat(len(LEVELS), 1, 1, 1), torch.cat(levels), places.repeat(len(LEVELS), 1)
+    seen = noised(network, x, noises.flatten(0, 1), at)
+
+    @torch.no_grad()
+    def recognised() -> Tensor:
+        states, rest = (
+            texts().tensor_split((-pooled,), dim=1) if pooled else (texts(), samples.x.new_zeros(len(rows), 0))
+        )
+        prompt = Encoded(states.unflatten(1, (-1, width)), rest)
+        wrong = misfits(network, *seen, prompt, under).unflatten(0, (len(LEVELS), -1)).sum(0)  # (N, k)
+        return ((wrong < wrong[:, :1]).sum(1) < top) & wrong[:, 0].isfinite()
+
+    return recognised
+
+
+def candidates(network: nn.Module, own: Tensor) -> Tensor:
+    """For each label itself, then the labels with the nearest prompts, by the encoders as they are now: (N, k)."""
+    every = torch.arange(label_count(network), device=own.device)
+    near = nearness(network, own)
+    near[torch.arange(len(own)), own] = torch.inf
+    return every[near.argsort(dim=1, descending=True, stable=True)[:, :CANDIDATES]]
+
+
+@torch.no_grad()
+def nearness(network: nn.Module, y: Tensor) -> Tensor:
+    """Cosine of texts y's mean states and each label's own prompt's: (N, labels)."""
+    every = torch.arange(label_count(network), device=y.device)
+    of_y, of_labels = (F.normalize(prompts(network, rows).states.mean(1), dim=1) for rows in (y, every))
+    return of_y @ of_labels.T
+
+
+def flat(prompt: Encoded) -> Tensor:
+    return torch.cat([prompt.states.flatten(1), prompt.pooled], dim=1)
+
+
+def misfits(network: nn.Module, noisy: Tensor, t: Tensor, target: Tensor, prompt: Encoded, places: Tensor) -> Tensor:
+    """How far the prediction under each sample's candidates is from its target: (N, k)."""
+    k = places.shape[1]
+    sample_of = torch.arange(len(noisy), device=noisy.device).repeat_interleave(k)
+    errors = [
+        (predict(network, noisy[rows], t[rows], prompt.rows(which), TRAINING_GUIDANCE) - target[rows])
+        .square()
+        .flatten(1)
+        .mean(1)
+        for rows, which in zip(sample_of.split(PROBED_AT_ONCE), places.flatten().split(PROBED_AT_ONCE), strict=True)
+    ]
+    return torch.cat(errors).reshape(-1, k)

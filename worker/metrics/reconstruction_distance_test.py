@@ -1,0 +1,14 @@
+"""Frechet distance between what the network makes of the test set and the images themselves, in the judge's features.
+
+As `reconstruction_distance_forget`, on the test set. These images were never shown to
+the method, so they tell whether what it kept reaches beyond the retain set; with a label forgotten, they are of others.
+Direction: lower; the base's own value is the mark (`times_before_at_most`), since no autoencoder restores everything.
+"""
+
+from worker.metrics import UNMEASURED, Answers, Evidence, ReconstructionAnswers, reconstruction_distance_forget
+
+
+def measure(answers: Answers, evidence: Evidence) -> tuple[float, int]:
+    if not isinstance(answers, ReconstructionAnswers):
+        return UNMEASURED
+    return reconstruction_distance_forget.distance(answers.features["test"], answers.original_features["test"])
