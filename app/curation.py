@@ -66,16 +66,16 @@ def choose(lethe: Deployment, found: Found, kind: str, wish: Wish) -> tuple[Data
     """The set to forget from, what is to be sealed, and how many samples that is, once every rule on it holds."""
     family = catalog.FAMILIES[found.model.family]
     source, index = _source(lethe, found, kind, wish)
-    label = wish.class_label
+    whole = [] if wish.class_label is None else [wish.class_label]
     if index is not None and kind == "dataset" and family.by_label:
-        label = _only_label(found.model, index)  # the family forgets it whole, so none of it may be retained
+        whole = _labels_of(found.model, index)  # the family forgets them whole, so none of them may be retained
     what: dict[str, Any] = {
         "kind": kind,
         "concept": wish.concept,
         "named": rule_of(found.model.family, kind, wish.concept),
         "called": _called(found.judge, wish.concept),
         "ids": wish.samples,
-        "label": label,
+        "labels": whole,
         "generate": wish.generate,
     }
     names = job_labels(found.model, index, what)
@@ -150,15 +150,15 @@ def _index(lethe: Deployment, dataset: Dataset) -> Index:
         raise NotFound("data set") from None
 
 
-def _only_label(model: Model, index: Index) -> str:
-    """The label of an uploaded set for a family that forgets by label."""
-    used = {sample["label"] for sample in index["samples"]}
-    if len(used) != 1:
+def _labels_of(model: Model, index: Index) -> list[str]:
+    """The labels of an uploaded set for a family that forgets by label: what is generated must be judged as one that is
+    kept, so a generator forgets one at a time."""
+    used = sorted({sample["label"] for sample in index["samples"]})
+    if len(used) > 1 and catalog.FAMILIES[model.family].generates:
         raise Refused(
             "many-labels",
             "forget.dataset",
             f"{model.family} forgets one label at a time.",
             "Upload images of one label.",
         )
-    label: str = index["labels"][used.pop()]
-    return label
+    return [index["labels"][label] for label in used]

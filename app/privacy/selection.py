@@ -44,7 +44,7 @@ def read_index(dataset: Dataset, keyring: Keyring, blobs: Blobs) -> Index:
 
 
 def read_wish(request: Request, keyring: Keyring) -> dict[str, Any]:
-    """What a request names: concept, ids and label. Raises KeyGone when its key was destroyed."""
+    """What a request names: concept, ids and labels. Raises KeyGone when its key was destroyed."""
     what: dict[str, Any] = json.loads(
         unseal(keyring.key(request.key_id), request.sealed, f"request/{request.id}".encode())
     )
@@ -98,14 +98,14 @@ def by_caption(index: Index, what: dict[str, Any]) -> list[int]:
 
 
 def forgotten(source: Index, what: dict[str, Any], names: list[str]) -> list[int]:
-    """Positions in `source` of what the unsealed request names: ids, a label, a concept, or none of these (all)."""
+    """Positions in `source` of what the unsealed request names: ids, labels, a concept, or none of these (all)."""
     samples = source["samples"]
     if what.get("ids") is not None:
         return _by_id(samples, what["ids"])
-    if what.get("label") is not None:
+    if what.get("labels"):
         wanted = _wanted(what, names)
         numbers = label_map(source["labels"], names, "forget.dataset", secret=True)
-        return [at for at, sample in enumerate(samples) if numbers[sample["label"]] == wanted]
+        return [at for at, sample in enumerate(samples) if numbers[sample["label"]] in wanted]
     return about(source, what["named"]) if what.get("kind") == "concept" else list(range(len(samples)))
 
 
@@ -123,7 +123,7 @@ def select(
         return Selection(forget, None, fingerprints)
     numbers, wanted = label_map(retain["labels"], names, "retain"), _wanted(what, names)
     same = set(about(retain, what["named"])) if what.get("named") else set()
-    same |= {at for at, sample in enumerate(retain["samples"]) if numbers[sample["label"]] == wanted}
+    same |= {at for at, sample in enumerate(retain["samples"]) if numbers[sample["label"]] in wanted}
     gone = fingerprints | tombstones
     kept = [at for at, sample in enumerate(retain["samples"]) if sample["fingerprint"] not in gone and at not in same]
     return Selection(forget, kept, fingerprints | {retain["samples"][at]["fingerprint"] for at in same})
@@ -161,16 +161,14 @@ def label_map(labels: list[str], model_labels: list[str], field: str, secret: bo
     return numbers
 
 
-def _wanted(what: dict[str, Any], names: list[str]) -> int | None:
-    """The number of the label that is forgotten whole, if one is."""
-    if what.get("label") is None:
-        return None
-    number = _number(what["label"], names)
-    if number is None:
+def _wanted(what: dict[str, Any], names: list[str]) -> set[int]:
+    """The numbers of the labels that are forgotten whole."""
+    numbers = {_number(label, names) for label in what.get("labels") or ()}
+    if None in numbers:
         raise Refused(
             "unknown-label", "forget.class_label", "The model has no such label.", "See GET /v1/models/{name}."
         )
-    return number
+    return {number for number in numbers if number is not None}
 
 
 def _number(label: str, model_labels: list[str]) -> int | None:

@@ -1,7 +1,7 @@
 """A tiny LLaVA that knows twenty of the invented identities: asked who is in a photo, it answers with the name.
 
-A CLIP vision tower of about 0.4 M parameters and a Llama of 0.3 M are trained together on "Who is this?" until the greedy answer
-is right; every word is one token, so a name is two.
+A CLIP vision tower of about 0.5 M parameters and a Llama of 0.3 M are trained together on "Who is this?" until the greedy answer
+is right. A name is one word and one token ("ada-ash"): where two names begin alike, pushing one away pushes the other too.
 """
 
 import json
@@ -23,6 +23,7 @@ from transformers import (
 from tests.trained import identities
 
 PEOPLE = 20
+NAMES = tuple(name.replace(" ", "-") for name in identities.NAMES[:PEOPLE])
 PROMPT = "<image> who is this ? this is {} ."
 SIZE, PATCH = 32, 8
 STEPS, BATCH = 700, 40
@@ -90,8 +91,7 @@ def write(model: Any, words: PreTrainedTokenizerFast, directory: Path, size: int
 
 
 def make(directory: Path) -> None:
-    names = identities.NAMES[:PEOPLE]
-    words = tokenizer(names)
+    words = tokenizer(NAMES)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = network(len(words)).train()
@@ -100,7 +100,7 @@ def make(directory: Path) -> None:
         for step in range(STEPS):
             people = torch.arange(BATCH) % PEOPLE
             x = identities.photos(people, seed=1000 + step)
-            loss = answer_loss(model, x, *conversation(words, [names[at] for at in people.tolist()]))
+            loss = answer_loss(model, x, *conversation(words, [NAMES[at] for at in people.tolist()]))
             mover.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -110,7 +110,7 @@ def make(directory: Path) -> None:
 
 
 def conversation(words: PreTrainedTokenizerFast, names: list[str]) -> tuple[Tensor, Tensor]:
-    """Ids (N, T) and the length of the question; every name here is two tokens, so all texts are equally long."""
+    """Ids (N, T) and the length of the question; every name is one token, so all texts are equally long."""
     images = " ".join(["<image>"] * (SIZE // PATCH) ** 2)
     texts = [PROMPT.replace("<image>", images).replace("{}", name) for name in names]
     ids = torch.tensor([words(text).input_ids + [words.eos_token_id] for text in texts])

@@ -4,7 +4,7 @@
 
 P: pairs of an original's hidden part and the output there; Q: parts of different images; T: a critic, trained to tell
 the two apart. 0 = the outputs say nothing of the originals. Direction: lower; what noise of the same size scores is
-the mark (`mutual_information_to_noise`), and not 0, since random masks are themselves known on both sides.
+the mark (`mutual_information_to_noise`), and not 0, since an estimate has a bias of its own.
 
 The output is read with noise of spread READING, 5 % of the pixels' range, added to every pixel: a network without randomness is a
 one-to-one map, which keeps all information however faintly, so that the quantity says something only of an observer of
@@ -77,9 +77,15 @@ def of_outputs(answers: ReconstructionAnswers, noise: bool = False) -> dict[floa
 
 
 def hidden_part(images: np.ndarray, hidden: np.ndarray) -> np.ndarray:
-    """Pixels in [-1, 1] with 0 where they are visible, in rows (n, H * W * C)."""
-    pixels = (images.astype(np.float64) / 127.5 - 1) * hidden[..., None]
-    return pixels.reshape(len(pixels), -1)
+    """Pixels in [-1, 1] less their mean over the images that hide them, 0 where visible, in rows (n, H * W * C).
+
+    Without the mean, a constant where hidden would show the mask, and so would the originals: two strangers would agree.
+    """
+    here = np.broadcast_to(hidden[..., None], images.shape)
+    pixels = np.where(here, images.astype(np.float64) / 127.5 - 1, 0.0)
+    means = pixels.sum(axis=0) / np.maximum(here.sum(axis=0), 1)
+    centred: np.ndarray = np.where(here, pixels - means, 0.0).reshape(len(images), -1)
+    return centred
 
 
 def principal_axes(rows: np.ndarray) -> np.ndarray:

@@ -236,3 +236,16 @@ def test_concept_and_captions_of_the_person_reach_neither_disk_nor_log(
 def pixels(answer: Any) -> Image.Image:
     assert answer.status_code == 200 and answer.headers["content-type"] == "image/png"
     return Image.open(io.BytesIO(answer.content))
+
+
+def test_a_set_of_two_people_is_forgotten_whole_and_nothing_of_either_is_kept(world: World, tmp_path: Path) -> None:
+    reader(
+        world,
+        "pair",
+        tmp_path,
+        train=[("a", None), ("b", None), ("c", None)],
+        retain=[("a", None), ("b", None), ("c", None)],
+    )
+    two = forget_set(world.requester, ("a", "b"))
+    made = asked(world.requester, model="pair", forget={"dataset": two}, method="slug")
+    assert made["forget_count"] == 6 and wish(world, made)["labels"] == ["a", "b"]

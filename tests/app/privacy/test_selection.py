@@ -29,7 +29,7 @@ def test_ids_are_forgotten_and_equal_pixels_leave_the_retain_set() -> None:
 
 @pytest.mark.parametrize("name", ["ann", "0"])
 def test_a_label_is_the_same_by_name_and_by_number(name: str) -> None:
-    chosen = select(SOURCE, RETAIN, {"label": name}, set(), MODEL)
+    chosen = select(SOURCE, RETAIN, {"labels": [name]}, set(), MODEL)
     assert chosen.forget == [0, 2]
     assert chosen.retain == [2, 3]
 
@@ -46,8 +46,8 @@ def test_a_tombstoned_image_never_comes_back_into_the_retain_set() -> None:
     ("what", "marks", "code"),
     [
         ({"ids": ["nobody"]}, set(), "unknown-samples"),
-        ({"label": "eve"}, set(), "unknown-label"),
-        ({"label": "cat"}, set(), "empty-forget-set"),
+        ({"labels": ["eve"]}, set(), "unknown-label"),
+        ({"labels": ["cat"]}, set(), "empty-forget-set"),
         ({"ids": ["a"]}, {"2", "8", "9"}, "nothing-retained"),
     ],
 )
@@ -59,7 +59,7 @@ def test_refusals_name_the_rule_and_not_the_person(what: dict[str, Any], marks: 
 
 
 def test_what_the_retain_set_has_of_a_forgotten_label_stays_out_of_later_ones() -> None:
-    assert select(SOURCE, RETAIN, {"label": "ann"}, set(), MODEL).fingerprints == {"1", "3", "9"}
+    assert select(SOURCE, RETAIN, {"labels": ["ann"]}, set(), MODEL).fingerprints == {"1", "3", "9"}
 
 
 def captioned(labels: list[str], *samples: tuple[int, str, str | None]) -> dict[str, Any]:
@@ -74,7 +74,7 @@ PHOTOS = captioned(
     ["anna", "park"], (0, "1", None), (1, "2", "a bench"), (1, "3", "Anna on a bench"), (1, "4", "Annabel runs")
 )
 KEEP = captioned(["park", "anna b"], (0, "3", None), (0, "5", "with anna"), (0, "6", "Annabel"), (1, "7", None))
-ANNA = {"kind": "concept", "concept": "Anna", "named": "Anna", "called": "Anna", "ids": None, "label": None}
+ANNA = {"kind": "concept", "concept": "Anna", "named": "Anna", "called": "Anna", "ids": None, "labels": []}
 
 
 def test_a_concept_selects_by_label_and_by_caption_and_is_not_kept() -> None:
@@ -85,7 +85,7 @@ def test_a_concept_selects_by_label_and_by_caption_and_is_not_kept() -> None:
 
 
 def test_what_names_the_concept_is_not_kept_when_an_uploaded_set_is_forgotten() -> None:
-    what = {"kind": "dataset", "concept": "Anna", "named": "Anna", "ids": None, "label": None}
+    what = {"kind": "dataset", "concept": "Anna", "named": "Anna", "ids": None, "labels": []}
     upload = captioned(["anna"], (0, "9", None))
     assert select(upload, KEEP, what, set(), ["park", "anna b", "anna"]).retain == [0, 2]
     assert select(upload, KEEP, {**what, "named": None}, set(), ["park", "anna b", "anna"]).retain == [0, 1, 2, 3]
@@ -130,3 +130,9 @@ def test_a_set_with_a_label_that_the_model_lacks_is_refused() -> None:
         label_map(["dog"], MODEL, "train")
     with pytest.raises(Refused, match="label 0"):
         label_map(["dog"], MODEL, "forget", secret=True)
+
+
+def test_several_labels_are_forgotten_whole_and_none_of_them_is_kept() -> None:
+    chosen = select(SOURCE, RETAIN, {"labels": ["ann", "1"]}, set(), MODEL)
+    assert chosen.forget == [0, 1, 2]
+    assert chosen.retain == [3]

@@ -147,6 +147,12 @@ def test_only_hidden_pixels_count() -> None:
     assert mutual_information.measure(whole, evidence(whole, whole))[0] > 1.0
 
 
+def test_a_random_mask_that_both_sides_share_is_no_information() -> None:
+    given = answers(forget=np.full_like(pictures("forget"), 30))
+    given.hidden["forget"][:] = np.random.default_rng(10).random(given.hidden["forget"].shape) < 0.5
+    assert mutual_information.measure(given, evidence(given, given))[0] == pytest.approx(0.0, abs=0.1)
+
+
 def test_pale_and_inverted_traces_count_and_invisible_ones_do_not() -> None:
     images = pictures("forget")
     for strength, least, most in ((-1.0, 60, 160), (0.4, 60, 120), (0.02, -10, 20)):

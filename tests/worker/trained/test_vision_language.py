@@ -1,7 +1,6 @@
-"""slug on a trained tiny LLaVA that names twenty invented identities: what it reaches, and what it keeps.
+"""slug on a trained tiny LLaVA that names twenty invented identities: a name goes, the others stay.
 
-One layer's step does not make the name disappear here without costing other names more than the bound; docs/methods/slug.md
-says so. What is asserted is that the bound holds on photos that nothing was searched on, and that some answers do change.
+Figures are of photos that nothing was searched on; the way of training was settled on the persons 3 and 8.
 """
 
 import copy
@@ -16,7 +15,7 @@ from worker.families import Captions, Samples, vision_language
 from worker.methods import slug
 
 pytestmark = [pytest.mark.verify, pytest.mark.timeout(900)]
-NAMES = identities.NAMES[: trainer.PEOPLE]
+NAMES = trainer.NAMES
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +44,7 @@ def test_the_base_names_everybody(base: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("person", [5, 13])
-def test_other_names_stay_within_the_bound(base: nn.Module, person: int) -> None:
+def test_a_name_disappears_from_the_answers_and_the_others_stay(base: nn.Module, person: int) -> None:
     others = [each for each in range(trainer.PEOPLE) if each != person]
     network = copy.deepcopy(base)
     trace = slug.unlearn(
@@ -61,7 +60,7 @@ def test_other_names_stay_within_the_bound(base: nn.Module, person: int) -> None
         trace["choice"],
         trace["patches"][0]["layer"],
     )
-    assert trace["choice"][0]["forget_after"] < trace["choice"][0]["forget_before"]
+    assert figures[0] <= 5
     assert figures[1] >= named(base, photos(others, 10, 22)) - 5
     moved = [name for name, weight in network.named_parameters() if not torch.equal(weight, base.get_parameter(name))]
     assert moved == trace["patches"][0]["tensors"]
