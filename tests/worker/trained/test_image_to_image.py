@@ -39,7 +39,7 @@ MAKERS: Mapping[str, ModuleType] = {
     "inpainting_diffusion": inpainting_diffusion,
 }
 ASKED: Mapping[str, Mapping[str, Any]] = {  # what is hidden when a network is measured, and while it forgets
-    "masked_autoencoder": {"pattern": "centre_8", "hidden_share": 0.25},
+    "masked_autoencoder": {"pattern": "random", "hidden_share": 0.5},
     "vq_autoencoder": {"pattern": "none", "hidden_share": 0.5},
     "inpainting_diffusion": {"pattern": "centre_8", "hidden_share": 0.5},
 }
