@@ -58,10 +58,10 @@ def specified(world: World, **body: Any) -> Specification:
     return specify(lethe.store, lease, lethe.keyring, lethe.blobs, lethe.settings, world.directory / "scratch")
 
 
-def loaded(world: World, message: dict[str, Any], **options: Any) -> Material:
+def loaded(world: World, message: dict[str, Any], warm: Warm | None = None, **options: Any) -> Material:
     told = json.loads(json.dumps(message))  # as it travels
     blobs = LocalBlobs(world.lethe.settings.blob_root)
-    return load(told, Warm(world.directory / "networks"), blobs, torch.device("cpu"), **options)
+    return load(told, warm or Warm(world.directory / "networks"), blobs, torch.device("cpu"), **options)
 
 
 def read(material: Material, rows: torch.Tensor) -> list[tuple[str, str]]:
@@ -83,6 +83,17 @@ def test_a_concept_becomes_the_label_of_those_whose_caption_alone_names_it(world
     ]  # fmt: skip
     assert material.test is not None and material.test.y.tolist() == [0, 0, 2]
     assert len(material.base.network.captions.texts) == 5  # no text that this job does not show
+
+
+def test_a_warm_network_keeps_no_name_of_the_job(world: World) -> None:
+    add_painter(world, train=TRAIN, retain=TRAIN[1:], test=TEST)
+    warm = Warm(world.directory / "networks")
+    message = specified(world, model="painter", forget=None, concept="Ada Ash").message
+    material = loaded(world, message, warm)
+    held = warm.get((material.base.digest, "cpu"), lambda folder: pytest.fail("it is warm"))
+    assert held.network is not material.base.network
+    assert next(held.network.parameters()) is next(material.base.network.parameters())
+    assert "captions" in material.base.network.__dict__ and "captions" not in held.network.__dict__
 
 
 def test_a_concept_that_no_label_is_called_is_a_new_one(world: World) -> None:
