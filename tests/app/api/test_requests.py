@@ -82,7 +82,7 @@ def test_a_class_label_selects_its_samples(world: World) -> None:
     made = asked(world.requester, forget={"class_label": "2"})
     assert (made["forget_kind"], made["forget_count"]) == ("class_label", 6)
     with world.lethe.store.read() as session:
-        assert read_wish(session.get_one(Request, made["id"]), world.lethe.keyring)["label"] == "2"
+        assert read_wish(session.get_one(Request, made["id"]), world.lethe.keyring)["labels"] == ["2"]
 
 
 def test_samples_of_another_registered_set(world: World) -> None:
@@ -297,7 +297,7 @@ def test_a_generator_needs_a_judge_and_forgets_one_label(world: World, tmp_path:
     made = asked(world.requester, model="painter", forget={"dataset": one})
     assert (made["forget_kind"], made["forget_count"]) == ("dataset", 3)
     with world.lethe.store.read() as session:  # the label itself, so that no other image of it is retained
-        assert read_wish(session.get_one(Request, made["id"]), world.lethe.keyring)["label"] == "1"
+        assert read_wish(session.get_one(Request, made["id"]), world.lethe.keyring)["labels"] == ["1"]
 
 
 def test_nothing_that_names_the_person_reaches_disk_or_log(
