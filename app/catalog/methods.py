@@ -110,6 +110,11 @@ METHODS: Mapping[str, Method] = MappingProxyType(
                 ),
                 "train": _train(("all", "cross_attention", "no_label_table")),
                 **_RELABEL,
+                "relabel_on": _choice(
+                    "forget",
+                    ("forget", "both"),
+                    "both: also on retain images of the new label (generators, with next).",
+                ),
                 "teacher": _choice("frozen", ("frozen", "moving"), "Who gives the other label's target (diffusion)."),
                 **_BATCH_NORM,
                 "alpha": _number(1.0, 0, 1000, "Weight of the retain loss, both being means.", _ALPHAS),

@@ -7,7 +7,8 @@ Relabel the forget set, and let only those weights move that the forget set's gr
     Input   weights theta_o, forget set D_f, retain set D_r, fraction rho, weight alpha
     1.  g <- | grad of sum over D_f of l(theta; x, y), at theta_o |
     2.  m <- 1 on the rho largest entries of g, all tensors in one pool; 0 elsewhere
-    3.  minimise l_relabel(theta; D_f) + alpha * l(theta; D_r) over the entries with m = 1
+    3.  minimise l_relabel(theta; D_f) + alpha * l(theta; D_r) over the entries with m = 1; with `relabel_on="both"`, half of
+        D_f there are images from D_r of the label that takes the place, under D_f's own labels or texts
     4.  where m = 0, theta = theta_o, bit for bit
 
 Symbols: theta `network`, D_f `forget`, D_r `retain`, rho `mask_fraction`, m `mask`, alpha `alpha`,
@@ -22,6 +23,9 @@ Where we differ from the released code, and why:
 - Weight decay is added to the gradient before the mask, so that nothing outside it moves, momentum included.
 - y' is never y. `relabel="uniform"` draws it per image; `relabel="next"` is the label after y, as in the released
   diffusion code. A diffusion network that is taught many targets at once learns their mean, and draws blends.
+- `relabel_on="both"` (generators): on the way from noise to the new label's image a sampler meets noisy images of that
+  label, which D_f has none of. Taught on D_f alone, the network sets out for the new label and is lost on the way there.
+  Seen on a flow-matching pipeline, where most images were then of nothing; which times are drawn made no difference.
 - The teacher is the frozen base; the release's is the moving network (`teacher="moving"`), which drifts.
 - Both diffusion losses are means over elements. The release sums one: its alpha 1e-3 on 3x32x32 is 3.07 here.
 - The gradient is clipped before it is masked, as there; 0 turns clipping off.
@@ -64,6 +68,7 @@ def unlearn(
     mask_guidance: float = 1.0,
     train: Literal["all", "cross_attention", "no_label_table"] = "all",
     relabel: Literal["uniform", "next"] = "uniform",
+    relabel_on: Literal["forget", "both"] = "forget",
     teacher: Literal["frozen", "moving"] = "frozen",
     batch_norm: Literal["frozen", "train"] = "frozen",
     alpha: float = 1.0,
@@ -91,16 +96,17 @@ def unlearn(
         g = [each.abs_() for each in forget_gradient(network, theta, by, forget, batch_size, generator)]
         bits = [-m.to(torch.int8) for m in saliency_mask(g, mask_fraction)]
     # 3.
+    taught = forget if relabel_on == "forget" else with_the_next(network, family, forget, retain, relabel)
     mover = make_optimizer(theta, optimizer, learning_rate, momentum)
     moving = {"network": network, "optimizer": mover, "generator": generator}
     train_batch_norm(network, batch_norm == "train")
-    sizes = len(forget.y), len(retain.y)
+    sizes = len(taught.y), len(retain.y)
     total = epochs * sum(math.ceil(size / batch_size) for size in sizes) if schedule == "epochs" else steps
     draw = epoch_batches if schedule == "epochs" else step_batches
     for step, of_forget, of_retain, settled in draw(sizes, batch_size, total, resume(moving), generator):
         figures, loss = {}, torch.zeros((), device=forget.x.device)
         if of_forget is not None:
-            x, y, guide = forget.x[of_forget], forget.y[of_forget], network if teacher == "moving" else base
+            x, y, guide = taught.x[of_forget], taught.y[of_forget], network if teacher == "moving" else base
             forget_loss = family.relabel_loss(network, guide, x, y, generator, relabel)
             figures["forget_loss"], loss = forget_loss.detach(), loss + forget_loss
         if of_retain is not None:
@@ -137,6 +143,20 @@ def movable(network: nn.Module, family: Any, train: str) -> list[nn.Parameter]:
         return reading
     fixed = family.label_tables(network) if train == "no_label_table" else {}
     return [weight for name, weight in family.trainable(network).items() if name not in fixed]
+
+
+def with_the_next(network: nn.Module, family: Any, forget: "Samples", retain: "Samples", relabel: str) -> "Samples":
+    """D_f, and as often each of its labels or texts with an image from D_r of the label after it, where D_r has one."""
+    if relabel != "next" or not hasattr(family, "denoise"):
+        raise ValueError("relabel_on: both is for generators, with relabel: next")
+    after = (family.labels_of(network, forget.y) + 1) % family.label_count(network)
+    of_retain = family.labels_of(network, retain.y)
+    images = {label: (of_retain == label).nonzero().flatten().tolist() for label in after.unique().tolist()}
+    pairs = [(index, rows[index % len(rows)]) for index, label in enumerate(after.tolist()) if (rows := images[label])]
+    if not pairs:
+        raise ValueError("relabel_on: the retain set has no image of a label that takes the place of a forgotten one")
+    of_forget, shown = (torch.tensor(each, device=forget.y.device) for each in zip(*pairs, strict=True))
+    return forget._replace(x=torch.cat([forget.x, retain.x[shown]]), y=torch.cat([forget.y, forget.y[of_forget]]))
 
 
 def forget_gradient(

@@ -238,3 +238,42 @@ def test_the_mask_may_rank_by_the_guided_prediction(tmp_path: Path) -> None:
 def test_what_needs_texts_is_refused_without_them(tmp_path: Path, recipe: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=f"^{says}"):
         forgotten("unet", tmp_path / "base", **recipe)
+
+
+def test_relabelling_on_both_sets_shows_images_of_the_next_label_under_the_forgotten_one(tmp_path: Path) -> None:
+    network = opened("unet", tmp_path)
+    everything = tiny.samples(network, class_diffusion, 40)
+    forget, retain = (
+        Samples(everything.x[rows], everything.y[rows]) for rows in (everything.y == 1, everything.y != 1)
+    )
+    taught = salun.with_the_next(network, class_diffusion, forget, retain, "next")
+    count = len(forget.y)
+    assert len(taught.y) == 2 * count
+    assert torch.equal(taught.x[:count], forget.x)
+    assert (taught.y == 1).all()
+    nexts = retain.x[retain.y == 2]
+    assert all(any(torch.equal(image, each) for each in nexts) for image in taught.x[count:])
+
+
+@pytest.mark.parametrize(("name", "relabel"), [("unet", "uniform"), ("resnet", "next")])
+def test_relabelling_on_both_sets_is_for_generators_with_the_next_label(
+    name: str, relabel: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="^relabel_on: both is for"):
+        forgotten(name, tmp_path / "base", relabel_on="both", relabel=relabel)
+
+
+def test_relabelling_on_both_sets_needs_an_image_of_the_next_label(tmp_path: Path) -> None:
+    base = opened("unet", tmp_path)
+    everything = tiny.samples(base, class_diffusion, 40)
+    forget, retain = (
+        Samples(everything.x[rows], everything.y[rows]) for rows in (everything.y == 1, everything.y == 0)
+    )
+    with pytest.raises(ValueError, match="^relabel_on: the retain set"):
+        run(base, class_diffusion, forget, retain, relabel_on="both", relabel="next", schedule="steps", steps=1)
+
+
+def test_relabelling_on_both_sets_moves_a_network_that_reads_texts(tmp_path: Path) -> None:
+    recipe = {"relabel": "next", "mask_fraction": 1.0}
+    one, other = (forgotten("sd3", tmp_path / on, relabel_on=on, **recipe)[1] for on in ("forget", "both"))
+    assert not torch.equal(flat_bits(one), flat_bits(other))
