@@ -36,6 +36,7 @@ def test_every_file_is_an_entry_and_every_entry_a_file() -> None:
         "lora",
         "pipelines",
         "prefix",
+        "probing",
         "prompts",
     } == set(FAMILIES)
     assert modules("metrics") == set(METRICS)

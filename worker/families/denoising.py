@@ -251,18 +251,26 @@ def set_times(network: nn.Module, scheduler: Any, steps: int, device: torch.devi
 def trajectory(
     network: nn.Module, y: Tensor, generator: torch.Generator, *, steps: int, guidance_scale: float
 ) -> tuple[Tensor, Tensor]:
-    """What the network meets on its way from noise to an image of each text: x_t (steps, N, C, h, w) and t (steps,).
+    """What the network meets on its way from noise to an image of each text: x_t (steps, N, C, h, w) and t (steps,)."""
+    noise = torch.randn((len(y), *image_shape(network)), generator=generator).to(y.device)
+    met, t = walked(network, noise, asked(network, y, guidance_scale), steps, guidance_scale)
+    return met[:-1], t
+
+
+@torch.no_grad()
+def walked(
+    network: nn.Module, noise: Tensor, prompt: Encoded, steps: int, guidance_scale: float
+) -> tuple[Tensor, Tensor]:
+    """From noise (N, C, h, w) to latents: every x_t, the latents last (steps + 1, N, C, h, w), and t (steps,).
 
     Diffusion walks by DDIM, whose steps are as many as asked for whatever the pipeline's scheduler.
     """
     template: Any = held(network).scheduler
     kind: Any = type(template) if is_flow(network) else DDIMScheduler
     scheduler = kind.from_config(template.config, **({} if is_flow(network) else {"clip_sample": False}))
-    set_times(network, scheduler, steps, y.device)
-    x = torch.randn((len(y), *image_shape(network)), generator=generator).to(y.device)
-    prompt, met = asked(network, y, guidance_scale), []
+    set_times(network, scheduler, steps, noise.device)
+    met = [noise]
     for t in scheduler.timesteps:
-        met.append(x)
-        prediction = predict_guided(network, x, t.expand(len(x)), prompt, guidance_scale)
-        x = scheduler.step(prediction, t, x).prev_sample
+        prediction = predict_guided(network, met[-1], t.expand(len(noise)), prompt, guidance_scale)
+        met.append(scheduler.step(prediction, t, met[-1]).prev_sample)
     return torch.stack(met), scheduler.timesteps

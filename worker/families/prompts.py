@@ -88,8 +88,17 @@ def prompts(network: nn.Module, y: Tensor) -> Encoded:
     if any(weight.requires_grad for weight in encoder_weights(network)):
         rows, back = y.unique(return_inverse=True)
         return encode(network, rows).rows(back)
+    keep_fresh(network)
+    return kept_prompts(network, y)
+
+
+def keep_fresh(network: nn.Module) -> None:
     if not held(network).kept.fresh():
         network.__dict__["kept"] = keep(network)
+
+
+def kept_prompts(network: nn.Module, y: Tensor) -> Encoded:
+    """The encodings of texts y as they were before a text encoder began to take gradients, or to move."""
     encoded: Encoded = held(network).kept.encoded
     return encoded.rows(y)
 

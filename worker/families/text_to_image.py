@@ -1,12 +1,12 @@
 """Text-to-image pipelines of diffusers: Stable Diffusion 1.x and 2.x, SDXL, Stable Diffusion 3, Flux.
 
 What methods and reports ask of a pipeline stands here; `pipelines` opens and writes the directory, `prompts` keeps the encoded
-texts, `denoising` adds and predicts noise and samples, `attention` looks at who reads the text. x is a latent, encoded once by
+texts, `denoising` adds and predicts noise and samples, `attention` looks at who reads the text, `probing` whether a label is
+still drawn. x is a latent, encoded once by
 the VAE. `y` is a position in `Captions.texts`; the labels' own prompts come first, and a network knows labels only through
 them. Methods move the denoiser (`trainable`); slug edits a text encoder instead, and then every text is encoded anew.
 """
 
-from collections.abc import Callable, Collection
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,8 @@ from worker.families.denoising import (
     check_texts,
     encode_images,
     guided,
-    noised,
     picture_size,
     predict,
-    times,
     told_guidance,
 )
 from worker.families.denoising import decode_latents as decode_latents
@@ -40,9 +38,11 @@ from worker.families.pipelines import CLASSES as CLASSES
 from worker.families.pipelines import PARTS, denoiser, encoders, held
 from worker.families.pipelines import load as load
 from worker.families.pipelines import save as save
-from worker.families.prefix import editable, replayed
-from worker.families.prompts import Encoded, encode, prompts
+from worker.families.prefix import editable
+from worker.families.probing import candidates
+from worker.families.probing import prober as prober
 from worker.families.prompts import caption as caption
+from worker.families.prompts import keep_fresh, prompts
 from worker.families.prompts import label_count as label_count
 from worker.families.prompts import null_label as null_label
 from worker.families.prompts import prompt_vectors as prompt_vectors
@@ -50,9 +50,6 @@ from worker.families.prompts import prompt_vectors as prompt_vectors
 LABEL_DROPOUT = 0.1  # share of prompts that ordinary training replaces by the null prompt
 TRAINING_GUIDANCE = 3.5  # what a guidance embedding is told in training, as in diffusers' Flux trainers
 CROSS = (".attn2.", ".add_q_proj.", ".add_k_proj.", ".add_v_proj.", ".to_add_out.")  # parts that read the text
-CANDIDATES = 5  # labels among which a probe chooses: a sample's own, and those with the nearest prompts
-LEVELS = (0.3, 0.5, 0.7, 0.9)  # noise levels of a probe, as shares of all
-PROBED_AT_ONCE = 64
 
 
 def trainable(network: nn.Module) -> dict[str, nn.Parameter]:
@@ -123,9 +120,17 @@ def training_loss(network: nn.Module, x: Tensor, y: Tensor, generator: torch.Gen
 
 
 def forget_loss(network: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
-    """The training loss of these prompts and no other: none is dropped."""
-    noisy, t, target = diffuse(network, x, generator)
-    return F.mse_loss(denoise(network, noisy, t, y), target)
+    """- || p(x_t | c) - sg p(x_t | c') ||^2 per element, c' the label with the nearest prompt, or no prompt where it is the only
+    one: it rises as the one comes to mean the other.
+
+    Not the training loss: a trained network is near that loss's minimum, where the gradient is mostly the noise of t and x_t.
+    """
+    noisy, t, _ = diffuse(network, x, generator)
+    near = candidates(network, labels_of(network, y))
+    other = near[:, 1] if near.shape[1] > 1 else torch.full_like(y, null_label(network))
+    with torch.no_grad():
+        target = denoise(network, noisy, t, other)
+    return -F.mse_loss(denoise(network, noisy, t, y), target)
 
 
 def guided_loss(
@@ -158,48 +163,14 @@ def reinitialise(network: nn.Module, generator: torch.Generator) -> None:
 
 
 def layers(network: nn.Module, group: str) -> dict[str, tuple[str, ...]]:
-    """Weight matrices of the text encoders, `text.1.` of the first and so on; from here on they take gradients, which ends
-    the keeping of encoded texts. U-Net, transformer and VAE have no layer to edit."""
+    """Weight matrices of the text encoders, `text.1.` of the first and so on; from here on they take gradients,
+    and the texts kept are those of before. U-Net, transformer and VAE have no layer to edit."""
     towers = {f"{name}.": f"text.{number}" for number, name in enumerate(encoders(network), 1)}
     found = {layer: names for layer, names in editable(network, group, towers).items() if not layer.endswith(".shared")}
+    keep_fresh(network)
     for name in chain(*found.values()):
         network.get_parameter(name).requires_grad_(True)
     return found
-
-
-@torch.no_grad()
-def prober(
-    network: nn.Module, names: Collection[str], samples: Samples, generator: torch.Generator, top: int = 1
-) -> Callable[[], Tensor]:
-    """A diffusion classifier (Li et al., arXiv 2303.16203): recognised is the label whose prompt lets the denoiser predict
-    best, at fixed noise levels and noises, among the sample's own and those with the nearest prompts."""
-    choices = candidates(network, labels_of(network, samples.y))  # (N, k), the own label first
-    rows, places = choices.unique(return_inverse=True)
-    width, pooled = (each.shape[-1] for each in prompts(network, rows[:1]))
-    texts = replayed(network, names, lambda: flat(encode(network, rows)))
-    noises = torch.randn((len(LEVELS), *samples.x.shape), generator=generator).to(samples.x.device)
-    levels = [samples.y.new_full(samples.y.shape, int(share * times(network))) for share in LEVELS]
-    x, at, under = samples.x.repeat(len(LEVELS), 1, 1, 1), torch.cat(levels), places.repeat(len(LEVELS), 1)
-    seen = noised(network, x, noises.flatten(0, 1), at)
-
-    @torch.no_grad()
-    def recognised() -> Tensor:
-        states, rest = (
-            texts().tensor_split((-pooled,), dim=1) if pooled else (texts(), samples.x.new_zeros(len(rows), 0))
-        )
-        prompt = Encoded(states.unflatten(1, (-1, width)), rest)
-        wrong = misfits(network, *seen, prompt, under).unflatten(0, (len(LEVELS), -1)).sum(0)  # (N, k)
-        return ((wrong < wrong[:, :1]).sum(1) < top) & wrong[:, 0].isfinite()
-
-    return recognised
-
-
-def candidates(network: nn.Module, own: Tensor) -> Tensor:
-    """For each label itself, then the labels with the nearest prompts, by the encoders as they are now: (N, k)."""
-    every = torch.arange(label_count(network), device=own.device)
-    near = nearness(network, own)
-    near[torch.arange(len(own)), own] = torch.inf
-    return every[near.argsort(dim=1, descending=True, stable=True)[:, :CANDIDATES]]
 
 
 @torch.no_grad()
@@ -208,21 +179,3 @@ def nearness(network: nn.Module, y: Tensor) -> Tensor:
     every = torch.arange(label_count(network), device=y.device)
     of_y, of_labels = (F.normalize(prompts(network, rows).states.mean(1), dim=1) for rows in (y, every))
     return of_y @ of_labels.T
-
-
-def flat(prompt: Encoded) -> Tensor:
-    return torch.cat([prompt.states.flatten(1), prompt.pooled], dim=1)
-
-
-def misfits(network: nn.Module, noisy: Tensor, t: Tensor, target: Tensor, prompt: Encoded, places: Tensor) -> Tensor:
-    """How far the prediction under each sample's candidates is from its target: (N, k)."""
-    k = places.shape[1]
-    sample_of = torch.arange(len(noisy), device=noisy.device).repeat_interleave(k)
-    errors = [
-        (predict(network, noisy[rows], t[rows], prompt.rows(which), TRAINING_GUIDANCE) - target[rows])
-        .square()
-        .flatten(1)
-        .mean(1)
-        for rows, which in zip(sample_of.split(PROBED_AT_ONCE), places.flatten().split(PROBED_AT_ONCE), strict=True)
-    ]
-    return torch.cat(errors).reshape(-1, k)

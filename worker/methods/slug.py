@@ -10,7 +10,8 @@ One step along one gradient, in the one layer that matters most to what is to be
     3.  front <- per tower, the layers that no other beats in both: more important and less aligned
     4.  per layer of the front: theta_l <- theta_o,l + lambda * g_f,l (ASCENT on the forget loss), with lambda from
         lambda_0 = ||theta_l|| / (10 ||g_f,l||): double until D_f is forgotten and D_r begins to pay, then bisect
-    5.  patch(D_f) <- the (l, lambda) that keeps D_r within bounds, forgets most, and then keeps most
+    5.  patch(D_f) <- the (l, lambda) that keeps D_r within bounds, forgets most, and then keeps most; of equals, the middle
+        one of the layer that leaves it most room
     6.  theta <- theta_o + the k patches, one layer each; measured again. Elsewhere theta = theta_o, bit for bit
 
 Symbols: theta `network`, D_f `forget`, D_r `retain`, l `layer`, lambda `step_size`; forget loss `family.forget_loss`
@@ -23,9 +24,10 @@ Where we differ from the released code, and why:
 - The best candidate is kept. There the last one is, which may not even forget.
 - The search ends when the bracket is narrower than `tolerance`, or when its ends differ by one sample of D_f: no finer
   answer exists. There: always ten tries.
-- A step that forgets D_f at no cost is lengthened as long as it costs nothing: the shortest one forgets the images that it
-  was measured on and few others.
-- The layer is chosen by what the search measured. There: by hand, or the deepest of the front.
+- A step that forgets D_f at no cost is lengthened as long as it costs nothing. The shortest one forgets the images that it
+  was measured on and few others, the longest is about to cost: among equals the middle one is taken.
+- The layer is chosen by what the search measured, among equals the one with the widest range of such steps. There: by hand,
+  or the deepest of the front.
 - Gradients: forget and retain never mix (there `.grad` runs on from one into the other), batches weigh by their size.
 - g_r is drawn with a seed of its own, so it depends on theta_o and D_r alone and is remembered between requests.
 - Layers are tensors (`group="tensor"`) or blocks (query, key and value; both halves of a feed-forward part). The release
@@ -292,14 +294,19 @@ def settled(low: Trial, high: Trial | None, limits: Limits) -> bool:
     return narrow or abs(low.forget - high.forget) <= limits.resolution * 1.001
 
 
-def merit(trial: Trial) -> tuple[float, float, float, float]:
-    """What the smallest of is best: within bounds, then forgotten, then kept; among equals the longer step."""
-    return trial.excess, trial.forget, -trial.retain, -trial.step_size
+def merit(trial: Trial) -> tuple[float, float, float]:
+    """What the smallest of is best: within bounds, then forgotten, then kept."""
+    return trial.excess, trial.forget, -trial.retain
 
 
 def choose(trials: dict[str, list[Trial]]) -> tuple[str, Trial]:
-    layer = min(trials, key=lambda layer: merit(min(trials[layer], key=merit)))
-    return layer, min(trials[layer], key=merit)
+    """Among equals the layer whose step has most room, from too short to too long, and the middle of that room."""
+    best = min(merit(trial) for each in trials.values() for trial in each)
+    equals = {layer: sorted(trial for trial in each if merit(trial) == best) for layer, each in trials.items()}
+    layer = max(
+        equals, key=lambda layer: equals[layer][-1].step_size / equals[layer][0].step_size if equals[layer] else 0
+    )
+    return layer, equals[layer][len(equals[layer]) // 2]
 
 
 def figures_of(trials: dict[str, list[Trial]]) -> dict[str, Tensor]:

@@ -74,7 +74,16 @@ def test_a_step_that_costs_too_much_is_not_chosen_over_one_that_does_not() -> No
 
 def test_a_free_step_is_lengthened_while_it_stays_free() -> None:
     trials, _, _ = searched(forgets_at=0.15, pays_at=0.7)
-    assert min(trials, key=slug.merit).step_size == pytest.approx(4.0)
+    free = [trial for trial in trials if slug.merit(trial) == min(map(slug.merit, trials))]
+    assert max(trial.step_size for trial in free) == pytest.approx(4.0)
+
+
+def test_of_equals_the_widest_layer_is_taken_and_the_middle_of_it() -> None:
+    def trials(*steps: float, retain: float = 100.0) -> list[slug.Trial]:
+        return [slug.Trial(step, 0.0, retain, 0.0) for step in steps]
+
+    found = {"costly": trials(1, 2, 4, 8, 16, 32, retain=99), "narrow": trials(90, 100), "wide": trials(8, 2, 4, 1)}
+    assert slug.choose(found) == ("wide", slug.Trial(4, 0.0, 100.0, 0.0))
 
 
 @pytest.fixture(params=["clip", "siglip"])

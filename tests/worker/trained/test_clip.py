@@ -4,16 +4,23 @@ Figures are of photos that nothing was searched on; the recipe's defaults were s
 """
 
 import copy
+import io
+import time
+import zipfile
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from app.catalog import METHODS
+from tests.running import Running
 from tests.trained import clip as trainer
 from tests.trained import identities, trained
 from worker.families import Samples, clip
+from worker.judge import as_pictures
 from worker.methods import slug
 
 pytestmark = [pytest.mark.verify, pytest.mark.timeout(1200)]
@@ -106,3 +113,37 @@ def test_climbing_the_forget_loss_forgets_and_descending_never_does(base: nn.Mod
     print(shares)
     assert any(of_forget == 0 and of_kept >= 90 for times, (of_forget, of_kept) in shares.items() if times > 0)
     assert not any(of_forget == 0 and of_kept >= 90 for times, (of_forget, of_kept) in shares.items() if times < 0)
+
+
+def archive(each: int, seed: int) -> bytes:
+    """`each` photos of every identity as PNGs, in a folder per name."""
+    every, file = trainer.sets(each, seed), io.BytesIO()
+    with zipfile.ZipFile(file, "w") as folder:
+        for number, (picture, person) in enumerate(zip(as_pictures(every.x), every.y.tolist(), strict=True)):
+            png = io.BytesIO()
+            Image.fromarray(picture).save(png, "PNG")
+            folder.writestr(f"{identities.NAMES[person]}/{number}.png", png.getvalue())
+    return file.getvalue()
+
+
+def test_a_request_is_done_from_post_to_a_registered_checkpoint(tmp_path: Path) -> None:
+    """Gradients, search, evaluation and registration, by a server and a worker; the time is printed."""
+    running = Running(tmp_path / "lethe", LETHE_THREADS="2")
+    try:
+        running.start("server", "cpu")
+        client = running.client
+        for role, seed in (("retain", PHOTOS), ("test", UNSEEN)):
+            client.upload_dataset(archive(10, seed), role, role)
+        source = trained("clip", trainer.make, trainer, identities)
+        client.register_model(source, "people", "clip", retain="retain", test="test")
+        begun = time.perf_counter()
+        done = client.wait(client.request("people", {"class_label": identities.NAMES[12]}, method="slug")["id"])
+        seconds = time.perf_counter() - begun
+        report = client.report("people", done["checkpoint"])
+    finally:
+        running.stop()
+    given = {row["metric"]: (row["before"], row["value"]) for row in report["figures"]}
+    print(f"{seconds:.1f} s from POST to completed", given)
+    assert (done["status"], done["reason"]) == ("completed", None)
+    assert given["forget_top1"][1] == 0
+    assert len(report["trace"]["patches"]) == 1

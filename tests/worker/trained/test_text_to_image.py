@@ -47,12 +47,13 @@ SALUN: dict[str, Any] = {
     "weight_decay": 0.0,
     "clip": 1.0,
 }
+FLOW_SETTINGS = SETTINGS | {"sampling_steps": 10, "guidance_scale": 2.0}
+FLOW_SALUN = SALUN | {"relabel_on": "both", "steps": 800, "learning_rate": 1e-4}
 SLUG: dict[str, Any] = {
     "tower": "text",
     "passes": 4,
     "probe_samples": 72,
     "retain_drop": 5.0,
-    "tolerance": 0.5,
 }
 
 
@@ -169,14 +170,16 @@ def test_both_pipelines_open_with_plain_diffusers_and_draw_what_they_are_asked_f
         assert np.mean(judged == of) >= 0.9
 
 
-@pytest.mark.parametrize("forgotten", [3, 5])
+@pytest.mark.parametrize("forgotten", [4, *concepts.NEIGHBOURS])
 def test_slug_edits_one_layer_of_the_text_encoder_and_nothing_else(
     forgotten: int, base: nn.Module, judge: Judge, tmp_path: Path
 ) -> None:
-    """The figures are printed and not asserted: the search does not yet find a step that forgets within bounds here."""
+    """Its forget loss and its choice among equals were settled on concepts 0 to 5; the neighbours were run once, afterwards."""
     given = sets(base, stable_diffusion, forgotten)
     network = unlearnt(slug, base, given, **SLUG)
-    measured(base, network, given, judge, SETTINGS)
+    figures = measured(base, network, given, judge, SETTINGS)
+    assert figures["unlearning_accuracy"] >= 90
+    assert figures["kept_after"] >= figures["kept_before"] - 5
     moved = [name for name, weight in network.named_parameters() if not torch.equal(weight, base.get_parameter(name))]
     assert len(moved) == 1
     assert moved[0].startswith("text_encoder.")
@@ -201,3 +204,13 @@ def test_salun_draws_another_concept_instead_and_keeps_the_others(
     assert set(figures["integrity"]) == {"neighbours", "unrelated", "generic"}
     assert all(ring["n"] >= 100 for ring in figures["integrity"].values())
     assert figures["integrity"]["unrelated"]["value"] < 0.5  # 4 is opposite; two unrelated concepts are about 1 apart
+
+
+@pytest.mark.parametrize("forgotten", [3, 4])
+def test_the_flow_matching_pipeline_forgets_and_keeps_the_others(forgotten: int, judge: Judge) -> None:
+    base = opened(flow.directory())
+    given = sets(base, flow, forgotten)
+    network = unlearnt(salun, base, given, **FLOW_SALUN)
+    figures = measured(base, network, given, judge, FLOW_SETTINGS)
+    assert figures["unlearning_accuracy"] >= 90
+    assert figures["kept_after"] >= figures["kept_before"] - 5
