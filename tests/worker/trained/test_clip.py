@@ -128,7 +128,7 @@ def archive(each: int, seed: int) -> bytes:
 
 def test_a_request_is_done_from_post_to_a_registered_checkpoint(tmp_path: Path) -> None:
     """Gradients, search, evaluation and registration, by a server and a worker; the time is printed."""
-    running = Running(tmp_path / "lethe", LETHE_THREADS="2")
+    running = Running(tmp_path / "lethe")
     try:
         running.start("server", "cpu")
         client = running.client
