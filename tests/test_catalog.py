@@ -33,6 +33,7 @@ def test_every_file_is_an_entry_and_every_entry_a_file() -> None:
         "attention",
         "denoising",
         "directory",
+        "inputs",
         "lora",
         "pipelines",
         "prefix",

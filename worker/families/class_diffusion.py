@@ -18,7 +18,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler, DiTTransformer2DModel, UNet2DModel
-from PIL import Image
 from torch import Tensor, nn
 
 from worker.families import Samples, other_labels
@@ -26,6 +25,7 @@ from worker.families import labels_of as labels_of
 from worker.families.directory import UNBUILDABLE, open_diffusers, read_config
 from worker.families.directory import round_to_stored as round_to_stored
 from worker.families.directory import save as save_directory
+from worker.families.inputs import check_channels, check_labels, check_samples, fresh, minus_one_to_one
 from worker.families.prefix import editable, replayed
 
 CLASSES: dict[str, Any] = {"UNet2DModel": UNet2DModel, "DiTTransformer2DModel": DiTTransformer2DModel}
@@ -93,29 +93,13 @@ def image_shape(source: nn.Module | Path) -> tuple[int, int, int]:
 
 
 def check(network: nn.Module, samples: Samples, name: str) -> None:
-    if samples.x.dtype != torch.float32 or samples.x.shape[1:] != image_shape(network):
-        wanted = f"float32 (N, {', '.join(map(str, image_shape(network)))})"
-        raise ValueError(f"{name}.x: must be {wanted}, not {samples.x.dtype} {tuple(samples.x.shape)}")
-    if samples.y.dtype != torch.int64 or samples.y.shape != samples.x.shape[:1]:
-        raise ValueError(f"{name}.y: must be int64 with one label per image, {len(samples.x)} of them")
-    check_labels(network, samples.y, f"{name}.y")
-
-
-def check_labels(network: nn.Module, labels: Tensor, name: str) -> None:
-    if len(labels) == 0:
-        raise ValueError(f"{name}: must hold at least one label")
-    if labels.min() < 0 or labels.max() >= label_count(network):
-        raise ValueError(f"{name}: labels must lie in 0..{label_count(network) - 1}")
+    check_samples(samples, image_shape(network), name)
+    check_labels(samples.y, label_count(network), f"{name}.y")
 
 
 def prepare(images: list[np.ndarray], directory: Path, network: nn.Module) -> Tensor:
-    channels, height, width = image_shape(network)
-    if channels not in (1, 3):
-        raise ValueError(f"config.json: in_channels is {channels}; images have 1 or 3 channels")
-    pictures = (Image.fromarray(image.squeeze()).convert("L" if channels == 1 else "RGB") for image in images)
-    arrays = [np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC)) for picture in pictures]
-    pixels = torch.from_numpy(np.stack(arrays)).reshape(-1, height, width, channels).permute(0, 3, 1, 2)
-    return (pixels.float() / 127.5 - 1).contiguous().to(next(network.parameters()).device)
+    check_channels(image_shape(network)[0], "in_channels")
+    return minus_one_to_one(images, image_shape(network), network)
 
 
 pictures = prepare
@@ -172,12 +156,7 @@ def relabel_loss(
 
 
 def reinitialise(network: nn.Module, generator: torch.Generator) -> None:
-    seed = int(torch.randint(2**62, (), generator=generator))
-    blueprint: Any = network
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        fresh = type(blueprint).from_config(blueprint.config)
-    network.load_state_dict(fresh.state_dict())
+    network.load_state_dict(fresh(network, generator).state_dict())
 
 
 @torch.no_grad()
@@ -192,7 +171,7 @@ def sample(
     batch_size: int = 256,
 ) -> Tensor:
     """Images (N, C, H, W) in [-1, 1] by DDIM, one per label; an image's noise depends on its own seed only."""
-    check_labels(network, labels, "labels")
+    check_labels(labels, label_count(network), "labels")
     if seeds.shape != labels.shape:
         raise ValueError(f"seeds: one per label is needed, {len(labels)} and not {tuple(seeds.shape)}")
     parts = zip(labels.split(batch_size), seeds.split(batch_size), strict=True)

@@ -21,6 +21,7 @@ from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
 from worker.families.directory import read_config
+from worker.families.inputs import check_labels
 from worker.families.pipelines import CLASSES, FLUX, INDEX, PARTS, SD3, SDXL, denoiser, held, is_flow
 from worker.families.prompts import Encoded, null_label, prompts
 
@@ -185,13 +186,6 @@ def predict_guided(network: nn.Module, x: Tensor, t: Tensor, prompt: Encoded, gu
     return without + guidance_scale * (within - without)
 
 
-def check_texts(y: Tensor, count: int, name: str) -> None:
-    if len(y) == 0:
-        raise ValueError(f"{name}: must hold at least one label")
-    if y.min() < 0 or y.max() >= count:
-        raise ValueError(f"{name}: labels must lie in 0..{count - 1}")
-
-
 @torch.no_grad()
 def sample(
     network: nn.Module,
@@ -205,7 +199,7 @@ def sample(
 ) -> Tensor:
     """Images (N, 3, H, W) in [-1, 1] by the pipeline's own scheduler, one per text (the null prompt too); an image's noise
     depends on its own seed only. `eta` is DDIM's, and other schedulers do not read it."""
-    check_texts(labels, null_label(network) + 1, "labels")
+    check_labels(labels, null_label(network) + 1, "labels")
     if seeds.shape != labels.shape:
         raise ValueError(f"seeds: one per label is needed, {len(labels)} and not {tuple(seeds.shape)}")
     labels = labels.to(next(network.parameters()).device)

@@ -31,6 +31,7 @@ from worker.families import labels_of as labels_of
 from worker.families.directory import open_transformers, read_config
 from worker.families.directory import round_to_stored as round_to_stored
 from worker.families.directory import save as save_directory
+from worker.families.inputs import check_channels, check_labels, check_samples, fresh, opened, stacked
 from worker.families.prefix import editable, replayed
 
 CLASSES: dict[str, Any] = {
@@ -105,25 +106,16 @@ def crop_size(rules: dict[str, Any], config: dict[str, Any]) -> tuple[int, int]:
 
 
 def check(network: nn.Module, samples: Samples, name: str) -> None:
-    if samples.x.dtype != torch.float32 or samples.x.shape[1:] != image_shape(network):
-        wanted = f"float32 (N, {', '.join(map(str, image_shape(network)))})"
-        raise ValueError(f"{name}.x: must be {wanted}, not {samples.x.dtype} {tuple(samples.x.shape)}")
-    if samples.y.dtype != torch.int64 or samples.y.shape != samples.x.shape[:1]:
-        raise ValueError(f"{name}.y: must be int64 with one label per image, {len(samples.x)} of them")
-    if len(samples.y) == 0:
-        raise ValueError(f"{name}.y: must hold at least one label")
-    if samples.y.min() < 0 or samples.y.max() >= label_count(network):
-        raise ValueError(f"{name}.y: labels must lie in 0..{label_count(network) - 1}")
+    check_samples(samples, image_shape(network), name)
+    check_labels(samples.y, label_count(network), f"{name}.y")
 
 
 def prepare(images: list[np.ndarray], directory: Path, network: nn.Module) -> Tensor:
+    """As preprocessor_config.json says."""
     channels, height, width = image_shape(network)
-    if channels not in (1, 3):
-        raise ValueError(f"config.json: num_channels is {channels}; images have 1 or 3 channels")
+    check_channels(channels, "num_channels")
     rules = preprocessing(directory)
-    pictures = (Image.fromarray(image.squeeze()).convert("L" if channels == 1 else "RGB") for image in images)
-    arrays = [np.asarray(resize(picture, rules, height, width)) for picture in pictures]
-    pixels = torch.from_numpy(np.stack(arrays)).reshape(-1, height, width, channels).permute(0, 3, 1, 2).float()
+    pixels = stacked([resize(picture, rules, height, width) for picture in opened(images, channels)], channels)
     if rules.get("do_rescale", True):
         pixels = pixels * rules.get("rescale_factor", 1 / 255)
     if rules.get("do_normalize", True):
@@ -171,12 +163,7 @@ def relabel_loss(
 
 
 def reinitialise(network: nn.Module, generator: torch.Generator) -> None:
-    seed = int(torch.randint(2**62, (), generator=generator))
-    blueprint: Any = network
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        fresh = type(blueprint)(blueprint.config)
-    network.load_state_dict(fresh.state_dict())
+    network.load_state_dict(fresh(network, generator).state_dict())
 
 
 @torch.no_grad()

@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import DDIMScheduler, UNet2DModel
-from PIL import Image
 from torch import Tensor, nn
 
 from worker.families import Samples, Views, hidden_patches, own_parameters
 from worker.families import directory as files
 from worker.families.directory import round_to_stored as round_to_stored
+from worker.families.inputs import check_channels, check_labels, check_samples, fresh, minus_one_to_one
 
 CLASSES: dict[str, Any] = {"UNet2DModel": UNet2DModel}
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -93,23 +93,13 @@ def image_shape(source: nn.Module | Path) -> tuple[int, int, int]:
 
 
 def check(network: nn.Module, samples: Samples, name: str) -> None:
-    if samples.x.dtype != torch.float32 or samples.x.shape[1:] != image_shape(network):
-        wanted = f"float32 (N, {', '.join(map(str, image_shape(network)))})"
-        raise ValueError(f"{name}.x: must be {wanted}, not {samples.x.dtype} {tuple(samples.x.shape)}")
-    if samples.y.dtype != torch.int64 or samples.y.shape != samples.x.shape[:1]:
-        raise ValueError(f"{name}.y: must be int64 with one label per image, {len(samples.x)} of them")
-    if len(samples.y) == 0 or samples.y.min() < 0:
-        raise ValueError(f"{name}.y: must hold at least one label, none below 0")
+    check_samples(samples, image_shape(network), name)
+    check_labels(samples.y, None, f"{name}.y")
 
 
 def prepare(images: list[np.ndarray], directory: Path, network: nn.Module) -> Tensor:
-    channels, height, width = image_shape(network)
-    if channels not in (1, 3):
-        raise ValueError(f"config.json: out_channels is {channels}; images have 1 or 3 channels")
-    pictures = (Image.fromarray(image.squeeze()).convert("L" if channels == 1 else "RGB") for image in images)
-    arrays = [np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC)) for picture in pictures]
-    levels = torch.from_numpy(np.stack(arrays)).reshape(-1, height, width, channels).permute(0, 3, 1, 2)
-    return (levels.float() / 127.5 - 1).contiguous().to(next(network.parameters()).device)
+    check_channels(image_shape(network)[0], "out_channels")
+    return minus_one_to_one(images, image_shape(network), network)
 
 
 def pixels(network: nn.Module, x: Tensor) -> Tensor:
@@ -152,10 +142,9 @@ def unit_noise(network: nn.Module, views: Views, generator: torch.Generator) -> 
 
 
 def noise_views(network: nn.Module, views: Views, mask: Tensor, noise: Tensor) -> Views:
-    """The released code's teacher: noise alone where hidden, at the same times; what surrounds it stays."""
-    hidden = hidden_pixels(network, mask.to(noise.device))
-    visible = views[0][:, noise.shape[1] : 2 * noise.shape[1]]
-    return channels(noise, visible, hidden), *views[1:]
+    """The noise wherever the image was, hidden or visible, at the same times. The released code keeps what surrounds the
+    hole; a network that can fill it from there then answers with the image itself."""
+    return channels(noise, noise, hidden_pixels(network, mask.to(noise.device))), *views[1:]
 
 
 def channels(inside: Tensor, around: Tensor, hidden: Tensor) -> Tensor:
@@ -224,9 +213,4 @@ def reconstruct(network: nn.Module, x: Tensor, mask: Tensor, seeds: Tensor, step
 
 
 def reinitialise(network: nn.Module, generator: torch.Generator) -> None:
-    seed = int(torch.randint(2**62, (), generator=generator))
-    blueprint: Any = network
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        fresh = type(blueprint).from_config(blueprint.config)
-    network.load_state_dict(fresh.state_dict())
+    network.load_state_dict(fresh(network, generator).state_dict())

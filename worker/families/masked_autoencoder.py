@@ -23,6 +23,7 @@ from transformers import ViTMAEForPreTraining
 from worker.families import Samples, Views, hidden_patches, own_parameters
 from worker.families import directory as files
 from worker.families.directory import round_to_stored as round_to_stored
+from worker.families.inputs import check_channels, check_labels, check_samples, fresh, levels
 
 CLASSES: dict[str, Any] = {"ViTMAEForPreTraining": ViTMAEForPreTraining}
 WEIGHTS = "model.safetensors"
@@ -80,26 +81,16 @@ def image_shape(source: nn.Module | Path) -> tuple[int, int, int]:
 
 
 def check(network: nn.Module, samples: Samples, name: str) -> None:
-    if samples.x.dtype != torch.float32 or samples.x.shape[1:] != image_shape(network):
-        wanted = f"float32 (N, {', '.join(map(str, image_shape(network)))})"
-        raise ValueError(f"{name}.x: must be {wanted}, not {samples.x.dtype} {tuple(samples.x.shape)}")
-    if samples.y.dtype != torch.int64 or samples.y.shape != samples.x.shape[:1]:
-        raise ValueError(f"{name}.y: must be int64 with one label per image, {len(samples.x)} of them")
-    if len(samples.y) == 0 or samples.y.min() < 0:
-        raise ValueError(f"{name}.y: must hold at least one label, none below 0")
+    check_samples(samples, image_shape(network), name)
+    check_labels(samples.y, None, f"{name}.y")
 
 
 def prepare(images: list[np.ndarray], directory: Path, network: nn.Module) -> Tensor:
-    channels, height, width = image_shape(network)
-    if channels not in (1, 3):
-        raise ValueError(f"config.json: num_channels is {channels}; images have 1 or 3 channels")
+    check_channels(image_shape(network)[0], "num_channels")
     resample = Image.Resampling(preprocessing(directory).get("resample", Image.Resampling.BILINEAR))
-    pictures = (Image.fromarray(image.squeeze()).convert("L" if channels == 1 else "RGB") for image in images)
-    arrays = [np.asarray(picture.resize((width, height), resample)) for picture in pictures]
-    levels = torch.from_numpy(np.stack(arrays)).reshape(-1, height, width, channels).permute(0, 3, 1, 2)
     known = network.__dict__
-    x = (levels.to(known["image_mean"].device) / 255 - known["image_mean"]) / known["image_std"]
-    return x.contiguous()
+    x = levels(images, image_shape(network), resample).to(known["image_mean"].device)
+    return ((x / 255 - known["image_mean"]) / known["image_std"]).contiguous()
 
 
 def pixels(network: nn.Module, x: Tensor) -> Tensor:
@@ -207,13 +198,9 @@ def reconstruct(network: nn.Module, x: Tensor, mask: Tensor, seeds: Tensor, step
 
 
 def reinitialise(network: nn.Module, generator: torch.Generator) -> None:
-    seed = int(torch.randint(2**62, (), generator=generator))
-    blueprint: Any = network
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        fresh = type(blueprint)(blueprint.config)
-    fix_positions(fresh)
-    network.load_state_dict(fresh.state_dict())
+    other = fresh(network, generator)
+    fix_positions(other)
+    network.load_state_dict(other.state_dict())
 
 
 @torch.no_grad()

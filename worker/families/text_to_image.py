@@ -9,31 +9,29 @@ them. Methods move the denoiser (`trainable`); slug edits a text encoder instead
 
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 
 from worker.families import Samples, other_labels
 from worker.families import labels_of as labels_of
 from worker.families.attention import watched
+from worker.families.denoising import decode_latents as decode_latents
+from worker.families.denoising import diffuse as diffuse
 from worker.families.denoising import (
-    check_texts,
     encode_images,
     guided,
     picture_size,
     predict,
     told_guidance,
 )
-from worker.families.denoising import decode_latents as decode_latents
-from worker.families.denoising import diffuse as diffuse
 from worker.families.denoising import image_shape as image_shape
 from worker.families.denoising import sample as sample
 from worker.families.denoising import trajectory as trajectory
 from worker.families.directory import round_to_stored as round_to_stored
+from worker.families.inputs import check_labels, check_samples, fresh, minus_one_to_one
 from worker.families.pipelines import CLASSES as CLASSES
 from worker.families.pipelines import PARTS, denoiser, encoders, held
 from worker.families.pipelines import load as load
@@ -74,21 +72,13 @@ def projections(network: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def check(network: nn.Module, samples: Samples, name: str) -> None:
-    if samples.x.dtype != torch.float32 or samples.x.shape[1:] != image_shape(network):
-        wanted = f"float32 (N, {', '.join(map(str, image_shape(network)))})"
-        raise ValueError(f"{name}.x: must be {wanted}, not {samples.x.dtype} {tuple(samples.x.shape)}")
-    if samples.y.dtype != torch.int64 or samples.y.shape != samples.x.shape[:1]:
-        raise ValueError(f"{name}.y: must be int64 with one text per image, {len(samples.x)} of them")
-    check_texts(samples.y, null_label(network), f"{name}.y")
+    check_samples(samples, image_shape(network), name, "text")
+    check_labels(samples.y, null_label(network), f"{name}.y")
 
 
 def pictures(images: list[np.ndarray], directory: Path, network: nn.Module) -> Tensor:
     """uint8 images (H, W) or (H, W, C) -> (N, 3, H, W) in [-1, 1] at the size that the pipeline makes."""
-    height, width = picture_size(network)
-    opened = (Image.fromarray(image.squeeze()).convert("RGB") for image in images)
-    arrays = [np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC)) for picture in opened]
-    pixels = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
-    return (pixels.float() / 127.5 - 1).contiguous().to(next(network.parameters()).device)
+    return minus_one_to_one(images, (3, *picture_size(network)), network)
 
 
 def prepare(images: list[np.ndarray], directory: Path, network: nn.Module) -> Tensor:
@@ -154,12 +144,8 @@ def relabel_loss(
 
 def reinitialise(network: nn.Module, generator: torch.Generator) -> None:
     """Fresh weights for the denoiser; the VAE and the text encoders were trained on other data, and stay."""
-    seed = int(torch.randint(2**62, (), generator=generator))
-    blueprint: Any = denoiser(network)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        fresh = type(blueprint).from_config(blueprint.config)
-    blueprint.load_state_dict(fresh.state_dict())
+    trained = denoiser(network)
+    trained.load_state_dict(fresh(trained, generator).state_dict())
 
 
 def layers(network: nn.Module, group: str) -> dict[str, tuple[str, ...]]:

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoTokenizer, CLIPImageProcessorPil, LlavaForConditionalGeneration
 
@@ -24,6 +23,7 @@ from worker.families import labels_of as labels_of
 from worker.families.directory import UNBUILDABLE, open_transformers, read_config
 from worker.families.directory import round_to_stored as round_to_stored
 from worker.families.directory import save as directory_save
+from worker.families.inputs import by_processor, check_labels, check_samples, fresh
 from worker.families.prefix import replayed
 
 CLASSES: dict[str, Any] = {"LlavaForConditionalGeneration": LlavaForConditionalGeneration}
@@ -110,21 +110,12 @@ def image_shape(source: nn.Module | Path) -> tuple[int, int, int]:
 
 
 def prepare(images: list[np.ndarray], directory: Path, network: nn.Module) -> Tensor:
-    """As preprocessor_config.json says."""
-    pictures = [Image.fromarray(image.squeeze()).convert("RGB") for image in images]
-    pixels: Tensor = network.__dict__["processor"](pictures, return_tensors="pt")["pixel_values"]
-    return pixels.float().contiguous().to(next(network.parameters()).device)
+    return by_processor(images, network)
 
 
 def check(network: nn.Module, samples: Samples, name: str) -> None:
-    if samples.x.dtype != torch.float32 or samples.x.shape[1:] != image_shape(network):
-        wanted = f"float32 (N, {', '.join(map(str, image_shape(network)))})"
-        raise ValueError(f"{name}.x: must be {wanted}, not {samples.x.dtype} {tuple(samples.x.shape)}")
-    if samples.y.dtype != torch.int64 or samples.y.shape != samples.x.shape[:1] or len(samples.y) == 0:
-        raise ValueError(f"{name}.y: must be int64 with one text per image, {len(samples.x)} of them")
-    texts = len(network.__dict__["captions"].texts)
-    if samples.y.min() < 0 or samples.y.max() >= texts:
-        raise ValueError(f"{name}.y: labels must lie in 0..{texts - 1}")
+    check_samples(samples, image_shape(network), name, "text")
+    check_labels(samples.y, len(network.__dict__["captions"].texts), f"{name}.y")
 
 
 def caption(network: nn.Module, captions: Captions) -> None:
@@ -245,12 +236,7 @@ def relabel_loss(
 
 
 def reinitialise(network: nn.Module, generator: torch.Generator) -> None:
-    seed = int(torch.randint(2**62, (), generator=generator))
-    blueprint: Any = network
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        fresh = type(blueprint)(blueprint.config)
-    network.load_state_dict(fresh.state_dict())
+    network.load_state_dict(fresh(network, generator).state_dict())
 
 
 @torch.no_grad()

@@ -25,8 +25,9 @@ Where we differ from the released code, and why:
 - The teacher sees retained images and noise only; the release also gives it the forgotten images, and the noise of retained
   ones, and multiplies both by 0. Where the mask is fixed, E_0(T(x_r)) is computed once, and E_0(T(n)) for BANK noise
   images that the steps draw from, so that a step is one pass of the student; not under `batch`, whose n follows the batch.
-- A diffusion network's n is the noise that its own input was mixed with, as in the release; retained and forgotten
-  images are averaged apart, as the formula says. No moving average of the weights.
+- A diffusion network's n is the noise that its own input was mixed with, as in the release, but it replaces the whole
+  image, as the formula says: the release keeps what surrounds the hole, from which the teacher may restore what it hides.
+- Retained and forgotten images are averaged apart, as the formula says. No moving average of the weights.
 - All randomness is the generator's; the release seeds each step by the clock.
 - `l1` adds the sum of the encoder's absolute weights, times `l1`; the authors found that it changes nothing.
 """
