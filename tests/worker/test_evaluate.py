@@ -277,7 +277,7 @@ def verdict_on(trained: tuple[nn.Module, Judge], network: nn.Module, family: Any
     sets = {"forget": Samples(*(each[forget] for each in digits["generator"])), "retain": None, "test": digits["test"]}
     settings = {**SETTINGS, **networks.EVALUATION, "forget_samples": 150, "samples_per_label": 40}
     before = generator.ask(class_diffusion, base, sets, "class_label", settings, judge, quiet)
-    after = evaluate.answers(family, network, sets, "class_label", settings, judge, quiet, base)
+    after = generator.ask(family, network, sets, "class_label", settings, judge, quiet, base)
     changed = evaluate.count_changes(base, network)
     evidence = Evidence(before, after, None, 1.0, *changed)
     rows = evaluate.figures(evidence, "class_diffusion", "class_label", GENERATOR_RULES, 0, judge)
