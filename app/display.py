@@ -1,12 +1,17 @@
 """What the CLI and the demo show a person: progress bars with the time left, and reports as tables."""
 
+import sys
 from typing import Any
 
+import click
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column, Table
+
+console = Console(width=None if sys.stdout.isatty() else 160)  # a pipe has no width: nothing is cut off
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
 
 
 class Watcher:

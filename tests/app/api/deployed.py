@@ -16,10 +16,12 @@ from app import weights
 from app.deployment import Deployment
 from app.records import Record
 from app.records import checkpoint as checkpoints
+from app.records import job as jobs
 from app.records import model as models
 from app.records import request as requests
 from app.records.base import new_id
 from app.records.checkpoint import Checkpoint, Status
+from app.submission import new_job
 from tests import pictures, tiny
 from tests.conftest import client_for
 
@@ -147,6 +149,12 @@ def forgotten(world: World, name: str, status: Status = Status.RELEASED) -> tupl
         ended = requests.Status.COMPLETED if passed else requests.Status.EVALUATION_FAILED
         for to in (requests.Status.RUNNING, ended):
             requests.move(session, request_id, to, "worker:test")
+        job = new_job(new_id("job"), request_id, model.id, deadline=1.0, clock=0.0)
+        job.status = jobs.Status.SUCCEEDED
+        jobs.add(session, job)
+        job = new_job(new_id("job"), request_id, model.id, deadline=1.0, clock=0.0)
+        job.status = jobs.Status.SUCCEEDED
+        jobs.add(session, job)
         version = Checkpoint(id=new_id("ckpt"), model_id=model.id, parent_id=parent.id, request_id=request_id,
                              status=status, manifest=parent.manifest, digest=parent.digest, changes={},
                              report={"verdict": "passed", "figures": []})  # fmt: skip
