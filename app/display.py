@@ -85,6 +85,8 @@ def show_report(console: Console, report: dict[str, Any]) -> None:
             {True: "yes", False: "NO", None: "" if rule is None else "not measured"}[figure["passed"]],
         )
     console.print(table)
+    if report.get("left_out"):
+        console.print(f"{report['left_out']} images of the retain set were left out: an earlier request forgot them")
     console.print(f"verdict: [bold]{report['verdict']}[/]   not tested: {', '.join(report.get('not_tested', []))}")
 
 
