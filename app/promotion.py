@@ -47,7 +47,7 @@ def set_alias(lethe: Deployment, step: Step, version: int, only_new: bool) -> bo
             raise PreconditionFailed
         if alias is not None and only_new:
             raise PreconditionFailed("The alias exists: read it, then move it with If-Match.")
-        target = _version(session, model_id, version)
+        target = _held(session, model_id, version)
         if alias is None or alias.version != version:
             _refuse_unreleased(target)
             kind = Kind.CREATED if alias is None else Kind.MOVED
@@ -69,14 +69,15 @@ def roll_back(lethe: Deployment, step: Step, version: int | None, may_reopen: bo
     with _locked(lethe, step) as (session, model_id, alias):
         if alias is None:
             raise NotFound("alias")
-        target = _version(session, model_id, _earlier(session, alias) if version is None else version)
+        target = _held(session, model_id, _earlier(session, alias) if version is None else version)
         _refuse_no_rollback(alias, target)
         behind = checkpoints.lacking(session, target)
         if behind and not may_reopen:
             raise Forbidden(REOPEN)
         opened = requests.with_status(session, behind, requests.Status.COMPLETED)
         for request_id in opened:
-            requests.move(session, request_id, requests.Status.REOPENED, step.actor, "rolled_back")
+            why = {"alias": alias.name, "version": target.number, "why": step.reason}
+            requests.move(session, request_id, requests.Status.REOPENED, step.actor, "rolled_back", why)
         aliases.point(
             session, model_id, step.alias, target.number, Kind.ROLLED_BACK, step.actor, step.reason, reopened=opened
         )
@@ -99,14 +100,14 @@ def _locked(lethe: Deployment, step: Step) -> Iterator[tuple[Session, str, Alias
         alias = aliases.find(session, model.id, step.alias)
         if alias is not None and step.if_match is not None:
             tags = [tag.strip() for tag in step.if_match.split(",")]
-            present = etag(alias, _version(session, model.id, alias.version).status)
+            present = etag(alias, checkpoints.statuses(session, model.id)[alias.version])
             if tags != ["*"] and present not in tags:
                 raise PreconditionFailed
         yield session, model.id, alias
 
 
-def _version(session: Session, model_id: str, number: int) -> Checkpoint:
-    found = checkpoints.find(session, model_id, number)
+def _held(session: Session, model_id: str, number: int) -> Checkpoint:
+    found = checkpoints.hold(session, model_id, number)
     if found is None:
         raise NotFound("checkpoint")
     return found
@@ -123,10 +124,13 @@ def _earlier(session: Session, alias: Alias) -> int:
 
 def _close_again(session: Session, model_id: str, actor: str) -> None:
     """Reopened requests are completed again as soon as every alias has a version that forgot."""
-    still: set[str] = set()
-    for alias in aliases.of_model(session, model_id):
-        still |= set(checkpoints.lacking(session, _version(session, model_id, alias.version)))
-    for request_id in requests.reopened(session, model_id):
+    reopened = requests.reopened(session, model_id)
+    if not reopened:
+        return
+    pointed = {alias.version for alias in aliases.of_model(session, model_id)}
+    versions = [each for each in checkpoints.of_model(session, model_id) if each.number in pointed]
+    still = {request_id for version in versions for request_id in checkpoints.lacking(session, version)}
+    for request_id in reopened:
         if request_id not in still:
             requests.move(session, request_id, requests.Status.COMPLETED, actor)
 

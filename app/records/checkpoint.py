@@ -74,6 +74,12 @@ def find(session: Session, model_id: str, number: int) -> Checkpoint | None:
     return session.scalar(select(Checkpoint).where(Checkpoint.model_id == model_id, Checkpoint.number == number))
 
 
+def hold(session: Session, model_id: str, number: int) -> Checkpoint | None:
+    """The same, and until the transaction ends no request supersedes it."""
+    named = select(Checkpoint).where(Checkpoint.model_id == model_id, Checkpoint.number == number)
+    return session.scalar(named.with_for_update(key_share=True).execution_options(populate_existing=True))
+
+
 def of_model(session: Session, model_id: str) -> list[Checkpoint]:
     return list(session.scalars(select(Checkpoint).where(Checkpoint.model_id == model_id).order_by(Checkpoint.number)))
 

@@ -81,14 +81,22 @@ def add(session: Session, request: Request) -> None:
     history.write(session, request.created_by, "request.received", request.id, request.id, details)
 
 
-def move(session: Session, request_id: str, to: Status, actor: str, reason: str | None = None) -> None:
-    """One transition, with its history row. Raises Conflict when the present status does not allow it."""
+def move(
+    session: Session,
+    request_id: str,
+    to: Status,
+    actor: str,
+    reason: str | None = None,
+    details: dict[str, Any] | None = None,
+) -> None:
+    """One transition, with its history row, which has `details` too. Raises Conflict when the present status does not allow it."""
     sources = [status for status, targets in MOVES.items() if to in targets]
     finished = now() if to in TERMINAL else None
     moved = update(Request).where(Request.id == request_id, Request.status.in_(sources))
     if not changed(session, moved.values(status=to, reason=reason, finished_at=finished)):
         raise Conflict(f"The request cannot become {to} from its present status.", code="illegal-transition")
-    history.write(session, actor, f"request.{to}", request_id, request_id, {"reason": reason} if reason else {})
+    said = ({"reason": reason} if reason else {}) | (details or {})
+    history.write(session, actor, f"request.{to}", request_id, request_id, said)
 
 
 def page(

@@ -8,7 +8,10 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from app.records.checkpoint import Status
+from app.records import checkpoint as checkpoints
+from app.records import model as models
+from app.records.base import new_id
+from app.records.checkpoint import Checkpoint, Status
 from tests.app.api.deployed import Response, World, add_version, forgotten, refused, register, stored
 
 NEW = {"If-None-Match": "*"}
@@ -141,6 +144,25 @@ def test_of_moves_at_once_one_wins(world: World) -> None:
     assert at_once(*[lambda: put(world, path, third, If_Match=etag)] * 4) == [200, 412, 412, 412]
     kinds = [move["kind"] for move in world.admin.get(f"{path}/history").json()["data"]]
     assert kinds == ["created", "moved"]
+
+
+def test_a_move_waits_for_the_request_that_completes_and_is_then_refused(world: World) -> None:
+    path, statuses = f"{place(world, 'overtaken', versions=1)}/production", list[int]()
+    thread = threading.Thread(target=lambda: statuses.append(put(world, path, 2).status_code))
+    with world.lethe.store.write() as session:
+        model = models.find(session, "overtaken")
+        assert model is not None
+        head = checkpoints.head(session, model.id)
+        newer = Checkpoint(id=new_id("ckpt"), model_id=model.id, parent_id=head.id, status=Status.RELEASED,
+                           manifest=head.manifest, digest=head.digest, changes={}, report={})  # fmt: skip
+        checkpoints.add(session, newer, "worker:test")
+        checkpoints.supersede_before(session, newer, "worker:test")
+        session.flush()
+        thread.start()
+        thread.join(timeout=0.7)  # it has checked the ETag and waits for this transaction
+        assert thread.is_alive()
+    thread.join()
+    assert statuses == [409] and world.admin.get(path).status_code == 404
 
 
 def test_an_alias_is_read_wherever_a_version_is(world: World, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import pytest
 from fastapi.testclient import TestClient
 
+from app import sweeper
 from app.records.api_key import ApiKey
 from app.records.checkpoint import Status
 from tests.app.api.deployed import World, forgotten, refused, stored
@@ -57,6 +58,17 @@ def test_behind_a_completed_request_it_is_reopened_and_the_head_stays(world: Wor
     ]  # fmt: skip
     entries = world.admin.get("/v1/history", params={"request": second}).json()["data"]
     assert entries[-1]["action"] == "request.reopened" and entries[-1]["actor"].startswith("key:")
+    why = {"reason": "rolled_back", "alias": "production", "version": 2, "why": "wrong answers since noon"}
+    assert entries[-1]["details"] == why
+
+
+def test_a_reopened_request_is_purged_as_a_completed_one(world: World) -> None:
+    path, (_, second) = served(world, "purged")
+    world.admin.post(path, json={"reason": "x"})
+    assert world.admin.get(f"/v1/requests/{second}").json()["forget_set_purged_at"] is None
+    sweeper.purge_old_data(world.lethe)
+    shown = world.admin.get(f"/v1/requests/{second}").json()
+    assert shown["status"] == "reopened" and shown["forget_set_purged_at"] is not None
 
 
 def test_it_is_completed_again_once_no_alias_lacks_it(world: World) -> None:
