@@ -14,17 +14,15 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from app import logs, migration
+from app.alias_commands import alias, rollback
 from app.catalog_view import catalogue
 from app.client import DEFAULT_URL, Damaged, Lethe, Problem
 from app.deployment import deploy
-from app.display import Watcher, show_report
+from app.display import Watcher, console, json_option, show_report
 from app.embedded import run_embedded, wait_for_dependencies, worker_command
 from app.records import api_key as api_keys
 from app.records.session import Store
 from app.settings import Settings, settings
-
-console = Console(width=None if sys.stdout.isatty() else 160)  # a pipe has no width: nothing is cut off
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
 
 
 class Commands(click.Group):
@@ -57,6 +55,10 @@ def _complain(document: dict[str, Any], as_json: bool) -> None:
 def main() -> None:
     """Make models forget, on request, with evidence. LETHE_URL and LETHE_KEY name the server and your key."""
     logs.configure()
+
+
+main.add_command(alias)
+main.add_command(rollback)
 
 
 @main.command()
@@ -265,15 +267,19 @@ def list_requests(status: str | None, model: str | None, as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("request_id")
+@click.argument("what", metavar="REQUEST|MODEL:VERSION")
 @json_option
-def report(request_id: str, as_json: bool) -> None:
-    """What was measured for a request: before, after, target, threshold, n, verdict."""
+def report(what: str, as_json: bool) -> None:
+    """What was measured for a request, or for a version by its number, head or an alias: before, after, target,
+    threshold, n, verdict."""
+    model, colon, version = what.partition(":")
     with Lethe() as lethe:
-        found = lethe.call("GET", f"/v1/requests/{request_id}")
-        if found["checkpoint"] is None:
-            raise click.ClickException(f"The request is {found['status']} and has no version yet.")
-        document = lethe.report(found["model"], found["checkpoint"])
+        if not colon:
+            found = lethe.call("GET", f"/v1/requests/{what}")
+            if found["checkpoint"] is None:
+                raise click.ClickException(f"The request is {found['status']} and has no version yet.")
+            model, version = found["model"], found["checkpoint"]
+        document = lethe.report(model, version)
     if as_json:
         click.echo(json.dumps(document, indent=2))
     else:
@@ -312,12 +318,12 @@ def retry(request_id: str, as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("version", metavar="MODEL[:NUMBER]")
+@click.argument("version", metavar="MODEL[:VERSION]")
 @click.argument("target", type=click.Path(path_type=Path))
 @click.option("--reason", help="Needed for superseded and quarantined versions; kept in the history.")
 @json_option
 def pull(version: str, target: Path, reason: str | None, as_json: bool) -> None:
-    """Download a version (default: head) into TARGET, checked by digest."""
+    """Download a version (a number, an alias; default: head) into TARGET, checked by digest."""
     model, _, number = version.partition(":")
     with Lethe() as lethe, Watcher(Console(stderr=True)) as watcher:
         found = lethe.call("GET", f"/v1/models/{model}/checkpoints/{number or 'head'}")

@@ -21,7 +21,7 @@ import httpx
 ARCHIVE = {"Content-Type": "application/octet-stream"}
 PATIENT = httpx.Timeout(60.0, read=3600.0)  # the server unpacks, checks and stores before it answers
 DEFAULT_URL = "http://127.0.0.1:8765"
-ENDED = ("completed", "evaluation_failed", "failed", "cancelled")
+ENDED = ("completed", "evaluation_failed", "failed", "cancelled", "reopened")
 
 
 class Problem(Exception):
@@ -118,7 +118,43 @@ class Lethe:
                 return request
             time.sleep(poll)
 
+    def aliases(self, model: str) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self.call("GET", f"/v1/models/{model}/aliases")
+        return found
+
+    def set_alias(self, model: str, name: str, version: int, reason: str) -> dict[str, Any]:
+        """Point an alias at a released version, a new one or one that moves. Problem 412 when somebody was quicker."""
+        path = f"/v1/models/{model}/aliases/{name}"
+        etag = self._etag(path)
+        held = {"If-Match": etag} if etag else {"If-None-Match": "*"}
+        answer: dict[str, Any] = self.call("PUT", path, json={"version": version, "reason": reason}, headers=held)
+        return answer
+
+    def remove_alias(self, model: str, name: str, reason: str) -> None:
+        path = f"/v1/models/{model}/aliases/{name}"
+        self.call("DELETE", path, params={"reason": reason}, headers={"If-Match": self._etag(path) or "*"})
+
+    def roll_back(self, model: str, alias: str, reason: str, to_version: int | None = None) -> dict[str, Any]:
+        """Move an alias back; `reopened` names the requests that this un-forgets. Of two at once, one is Problem 412."""
+        path = f"/v1/models/{model}/aliases/{alias}"
+        body = {"reason": reason} | ({"to_version": to_version} if to_version is not None else {})
+        held = {"If-Match": self._etag(path) or "*"}
+        answer: dict[str, Any] = self.call("POST", f"{path}/rollback", json=body, headers=held)
+        return answer
+
+    def alias_history(self, model: str, name: str) -> Iterator[dict[str, Any]]:
+        return self.pages(f"/v1/models/{model}/aliases/{name}/history")
+
+    def _etag(self, path: str) -> str | None:
+        """None where there is nothing."""
+        response = self.http.get(path)
+        if response.status_code == 404:
+            return None
+        _raise_for(response)
+        return response.headers["ETag"]
+
     def report(self, model: str, number: int | str) -> dict[str, Any]:
+        """Of a version by its number, `head` or an alias."""
         answer: dict[str, Any] = self.call("GET", f"/v1/models/{model}/checkpoints/{number}/report")
         return answer
 
@@ -135,8 +171,8 @@ class Lethe:
         reason: str | None = None,
         on_bytes: Callable[[int, int], None] = lambda done, total: None,
     ) -> Path:
-        """Download a version into the folder `target`, each file checked by its SHA-256; Damaged when it is another.
-        A partial file is resumed, a whole one is not fetched again."""
+        """Download a version (a number, `head` or an alias) into the folder `target`, each file checked by its SHA-256; Damaged
+        when it is another. A partial file is resumed, a whole one is not fetched again."""
         checkpoint = self.call("GET", f"/v1/models/{model}/checkpoints/{number}")
         base = f"/v1/models/{model}/checkpoints/{checkpoint['number']}/files"
         total, done = sum(file["size"] for file in checkpoint["files"]), 0

@@ -1,12 +1,17 @@
 """What the CLI and the demo show a person: progress bars with the time left, and reports as tables."""
 
+import sys
 from typing import Any
 
+import click
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column, Table
+
+console = Console(width=None if sys.stdout.isatty() else 160)  # a pipe has no width: nothing is cut off
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
 
 
 class Watcher:
@@ -80,6 +85,8 @@ def show_report(console: Console, report: dict[str, Any]) -> None:
             {True: "yes", False: "NO", None: "" if rule is None else "not measured"}[figure["passed"]],
         )
     console.print(table)
+    if report.get("left_out"):
+        console.print(f"{report['left_out']} images of the retain set were left out: an earlier request forgot them")
     console.print(f"verdict: [bold]{report['verdict']}[/]   not tested: {', '.join(report.get('not_tested', []))}")
 
 

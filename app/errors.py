@@ -6,7 +6,7 @@
     |- Unauthorized          401     no key, or a key that is unknown, expired or revoked
     |- Forbidden             403     a good key without the scope
     |- Conflict              409     the thing's present state does not allow it
-    |- PreconditionFailed    412     If-Match names another version
+    |- PreconditionFailed    412     If-Match or If-None-Match does not hold
     |- TooLarge              413     more bytes than a limit allows
     |- UnsupportedMedia      415     a body of another type than the route reads
     |- RangeNotSatisfiable   416     a byte range beyond the file
@@ -106,8 +106,8 @@ class PreconditionFailed(LetheError):
     status_of_class = 412
     title_of_class = "Changed meanwhile"
 
-    def __init__(self) -> None:
-        super().__init__("If-Match does not name the present version: read it again.", code="precondition-failed")
+    def __init__(self, detail: str = "If-Match does not name the present version: read it again.") -> None:
+        super().__init__(detail, code="precondition-failed")
 
 
 class TooLarge(LetheError):

@@ -5,7 +5,20 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
-from app.api import checkpoints, datasets, downloads, health, history, jobs, keys, models, openapi, problems, requests
+from app.api import (
+    aliases,
+    checkpoints,
+    datasets,
+    downloads,
+    health,
+    history,
+    jobs,
+    keys,
+    models,
+    openapi,
+    problems,
+    requests,
+)
 from app.deployment import Deployment, deploy
 from app.settings import settings
 from app.sweeper import Sweeper
@@ -15,7 +28,9 @@ ABOUT = """Ask a model to forget, and get a new version with evidence.
 1. `POST /v1/datasets` the retain, train and test sets, `POST /v1/uploads` a model directory, `POST /v1/models`.
 2. `POST /v1/requests` what to forget; poll the `Location` until the status is completed, evaluation_failed, failed or
    cancelled; follow the job's `/events` meanwhile.
-3. `GET /v1/models/{name}/checkpoints/{number}/report`, then `/archive` or `/files/{path}`.
+3. `GET /v1/models/{name}/checkpoints/{number}/report`, then `/archive` or `/files/{path}`; `number` may be `head` or an
+   alias.
+4. `PUT /v1/models/{name}/aliases/production` says which version serves, `POST .../rollback` takes it back.
 
 Every route needs `Authorization: Bearer <key>` but for the health routes and the catalogue. Every error is an
 `application/problem+json` document (RFC 9457) with a stable `type`, the `request_id` that the server's log has and,
@@ -38,7 +53,7 @@ def create_app(lethe: Deployment | None = None) -> FastAPI:
     app = FastAPI(title="Lethe", version="0.1.0", description=ABOUT, lifespan=run)
     app.state.lethe = deployment
     problems.install(app)
-    for resource in (datasets, models, checkpoints, downloads, requests, jobs, history, keys, health):
+    for resource in (datasets, models, aliases, checkpoints, downloads, requests, jobs, history, keys, health):
         app.include_router(resource.router)
     openapi.describe(app)
     return app

@@ -1,6 +1,7 @@
 """Migrations: from empty to the records' own schema, on both databases, any number of times."""
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import inspect
@@ -8,6 +9,7 @@ from sqlalchemy import inspect
 from app import migration
 from app.deployment import Deployment
 from app.records import Record
+from app.records import api_key as api_keys
 
 
 def test_the_migrated_schema_is_the_records_schema(lethe: Deployment) -> None:
@@ -20,6 +22,22 @@ def test_the_migrated_schema_is_the_records_schema(lethe: Deployment) -> None:
 
 def test_upgrading_twice_changes_nothing(lethe: Deployment) -> None:
     assert migration.present(lethe.store) == migration.newest() == migration.upgrade(lethe.store)
+
+
+def test_admin_keys_of_before_may_do_what_admins_may(lethe: Deployment) -> None:
+    config = migration._config()
+    with lethe.store.write() as session:
+        config.attributes["connection"] = session.connection()
+        command.downgrade(config, "0001")
+    with lethe.store.write() as session:
+        for role in ("admin", "requester"):
+            key, _ = api_keys.issue(session, lethe.pepper, name=role, role=role, actor="test")
+            key.scopes = [scope for scope in key.scopes if scope != "requests:reopen"]
+    migration.upgrade(lethe.store)
+    with lethe.store.read() as session:
+        assert {key.role: set(key.scopes) for key in api_keys.every(session)} == {
+            role: set(scopes) for role, scopes in api_keys.ROLES.items()
+        }
 
 
 @pytest.mark.parametrize("index", ["uq_jobs_one_running_per_model", "ix_jobs_claimable"])

@@ -46,7 +46,7 @@ def register(
         manifest=names["manifest"],
         digest=result["digest"],
         changes=result["changes"],
-        report={**result["report"], "pictures": sorted(pictures)},
+        report={**result["report"], "left_out": specification.left_out, "pictures": sorted(pictures)},
     )
     with store.write() as session:
         details = {"verdict": result["report"]["verdict"]}

@@ -47,6 +47,7 @@ class Specification:
     message: dict[str, Any]  # for the runner's pipe
     parent_id: str
     fingerprints: set[str]  # of the forget set, for tombstones
+    left_out: int  # samples of the retain set that an earlier request forgot
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def specify(
         "job_key": base64.b64encode(job_key).decode(),
         "resume": job.resume_blob,
     }
-    return Specification(message, rows.parent.id, chosen.fingerprints)
+    return Specification(message, rows.parent.id, chosen.fingerprints, chosen.left_out)
 
 
 def _read(store: Store, lease: Lease) -> _Rows:

@@ -5,11 +5,14 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Response
 from pydantic import BaseModel, Field
+from sqlalchemy.orm import Session
 
 from app import weights
 from app.api.dependencies import Lethe, moment, need
 from app.deployment import Deployment
 from app.errors import NotFound
+from app.promotion import HEAD
+from app.records import alias as aliases
 from app.records import checkpoint as checkpoints
 from app.records import model as models
 from app.records.api_key import ApiKey
@@ -55,7 +58,7 @@ def list_checkpoints(name: str, lethe: Lethe, key: Reader) -> list[dict[str, Any
 
 @router.get("/{number}", response_model=CheckpointOut)
 def get_checkpoint(name: str, number: str, lethe: Lethe, key: Reader) -> dict[str, Any]:
-    """One version: a number, or `head`."""
+    """One version: a number, `head`, or an alias such as `production`."""
     model_name, checkpoint, family = find_checkpoint(lethe, name, number)
     return _out(lethe, model_name, checkpoint, family)
 
@@ -92,16 +95,27 @@ def get_picture(name: str, number: str, picture: str, lethe: Lethe, key: Concept
 
 
 def find_checkpoint(lethe: Deployment, name: str, number: str) -> tuple[str, Checkpoint, list[Checkpoint]]:
+    """By number, `head` or alias. The model's name, the version, and all versions of the model."""
     with lethe.store.read() as session:
         model = models.find(session, name)
-        if model is None or not (number == "head" or re.fullmatch(r"[0-9]{1,9}", number)):
+        if model is None:
             raise NotFound("checkpoint")
         family = checkpoints.of_model(session, model.id)
-        wanted = checkpoints.head(session, model.id).number if number == "head" else int(number)
+        wanted = _number(session, model.id, number)
     checkpoint = next((each for each in family if each.number == wanted), None)
     if checkpoint is None:
         raise NotFound("checkpoint")
     return model.name, checkpoint, family
+
+
+def _number(session: Session, model_id: str, reference: str) -> int | None:
+    """What a reference to a version means now: a number, `head`, or an alias. None when it means nothing."""
+    if reference == HEAD:
+        return checkpoints.head(session, model_id).number
+    if re.fullmatch(r"[0-9]{1,9}", reference):
+        return int(reference)
+    alias = aliases.find(session, model_id, reference)
+    return alias.version if alias else None
 
 
 def manifest_of(lethe: Deployment, checkpoint: Checkpoint) -> Manifest:

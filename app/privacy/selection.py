@@ -26,11 +26,13 @@ Index = dict[str, Any]  # labels, and per sample id, label number, keyed digest 
 class Selection:
     """Positions in the forget source's and the retain set's index; None where no set is registered and the worker
     generates one. `fingerprints`: keyed digests of the forgotten samples, and of those that the retain set has of the
-    same label or concept, so that no later request trains on them either."""
+    same label or concept, so that no later request trains on them either. `left_out`: how many samples of the retain
+    set are not kept for no other reason than that an earlier request forgot them."""
 
     forget: list[int] | None
     retain: list[int] | None
     fingerprints: set[str]
+    left_out: int = 0
 
 
 def read_index(dataset: Dataset, keyring: Keyring, blobs: Blobs) -> Index:
@@ -124,9 +126,10 @@ def select(
     numbers, wanted = label_map(retain["labels"], names, "retain"), _wanted(what, names)
     same = set(about(retain, what["named"])) if what.get("named") else set()
     same |= {at for at, sample in enumerate(retain["samples"]) if numbers[sample["label"]] in wanted}
-    gone = fingerprints | tombstones
-    kept = [at for at, sample in enumerate(retain["samples"]) if sample["fingerprint"] not in gone and at not in same]
-    return Selection(forget, kept, fingerprints | {retain["samples"][at]["fingerprint"] for at in same})
+    marks = [sample["fingerprint"] for sample in retain["samples"]]
+    others = [at for at, mark in enumerate(marks) if mark not in fingerprints and at not in same]
+    kept = [at for at in others if marks[at] not in tombstones]
+    return Selection(forget, kept, fingerprints | {marks[at] for at in same}, len(others) - len(kept))
 
 
 def check(selection: Selection) -> None:

@@ -1,6 +1,8 @@
 """The database: one file per table, with its statuses, transitions and queries. Imported whole for Alembic."""
 
 from app.records import (
+    alias,
+    alias_move,
     api_key,
     checkpoint,
     dataset,
@@ -19,6 +21,8 @@ from app.records.base import Record
 
 __all__ = [
     "Record",
+    "alias",
+    "alias_move",
     "api_key",
     "checkpoint",
     "dataset",

@@ -18,13 +18,14 @@ SCOPES = {
     "datasets:read": "list and read data sets",
     "datasets:write": "upload and delete data sets",
     "models:read": "list and read models and checkpoints, download released weights",
-    "models:write": "register models and change their policy",
+    "models:write": "register models, change their policy, move their aliases",
     "checkpoints:superseded": "download checkpoints that a completed request superseded, or that are quarantined",
     "requests:create": "post deletion requests, and cancel or retry one's own",
     "requests:read": "read requests and jobs",
     "requests:concept": "read the concept that a request names",
     "requests:admin": "see and cancel everybody's requests",
-    "history:read": "read the history of all requests",
+    "requests:reopen": "roll an alias back behind a completed request, which un-forgets someone and reopens it",
+    "history:read": "read the history of all requests and of aliases",
     "keys:write": "make and revoke keys",
 }
 ROLES: dict[str, tuple[str, ...]] = {

@@ -74,8 +74,37 @@ def find(session: Session, model_id: str, number: int) -> Checkpoint | None:
     return session.scalar(select(Checkpoint).where(Checkpoint.model_id == model_id, Checkpoint.number == number))
 
 
+def hold(session: Session, model_id: str, number: int) -> Checkpoint | None:
+    """The same, and until the transaction ends no request supersedes it."""
+    named = select(Checkpoint).where(Checkpoint.model_id == model_id, Checkpoint.number == number)
+    return session.scalar(named.with_for_update(key_share=True).execution_options(populate_existing=True))
+
+
 def of_model(session: Session, model_id: str) -> list[Checkpoint]:
     return list(session.scalars(select(Checkpoint).where(Checkpoint.model_id == model_id).order_by(Checkpoint.number)))
+
+
+def statuses(session: Session, model_id: str) -> dict[int, str]:
+    """The status of each version, by its number."""
+    query = select(Checkpoint.number, Checkpoint.status).where(Checkpoint.model_id == model_id)
+    return {int(row[0]): str(row[1]) for row in session.execute(query)}
+
+
+def lacking(session: Session, checkpoint: Checkpoint) -> list[str]:
+    """Requests whose version is neither this one nor an ancestor of it: what they forgot, it still remembers."""
+    columns = (Checkpoint.id, Checkpoint.parent_id, Checkpoint.request_id, Checkpoint.status)
+    rows = session.execute(
+        select(*columns).where(Checkpoint.model_id == checkpoint.model_id).order_by(Checkpoint.number)
+    ).all()
+    parents = {row.id: row.parent_id for row in rows}
+    line: list[str] = []
+    ancestor: str | None = checkpoint.id
+    while ancestor is not None:
+        line.append(ancestor)
+        ancestor = parents[ancestor]
+    met = {row.request_id for row in rows if row.id in line}
+    made = [row.request_id for row in rows if row.request_id and row.status != Status.QUARANTINED]
+    return [request_id for request_id in made if request_id not in met]
 
 
 def of_request(session: Session, request_id: str) -> list[Checkpoint]:

@@ -38,6 +38,12 @@ def find(session: Session, name_or_id: str) -> Model | None:
     return session.scalar(select(Model).where((Model.id == name_or_id) | (Model.name == name_or_id)))
 
 
+def lock(session: Session, name_or_id: str) -> Model | None:
+    """The model, held until the transaction ends by whoever changes what serves; jobs go on registering versions."""
+    named = select(Model).where((Model.id == name_or_id) | (Model.name == name_or_id))
+    return session.scalar(named.with_for_update(key_share=True))
+
+
 def page(session: Session, *, after: str | None, limit: int) -> list[Model]:
     query = select(Model).order_by(Model.id.desc()).limit(limit)
     return list(session.scalars(query.where(Model.id < after) if after is not None else query))

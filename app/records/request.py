@@ -5,6 +5,8 @@ What names the person (concept, sample ids, class) is one sealed column; the dat
     queued -> running -> completed | evaluation_failed | failed | cancelled
     running -> queued                 the worker was lost or drained, and the job waits again
     failed | evaluation_failed -> queued       a person retries
+    completed -> reopened             an alias was rolled back to a version that lacks what was forgotten
+    reopened -> completed             no alias points at such a version any more
 """
 
 from enum import StrEnum
@@ -25,6 +27,7 @@ class Status(StrEnum):
     EVALUATION_FAILED = "evaluation_failed"
     FAILED = "failed"
     CANCELLED = "cancelled"
+    REOPENED = "reopened"
 
 
 TERMINAL = (Status.COMPLETED, Status.EVALUATION_FAILED, Status.FAILED, Status.CANCELLED)
@@ -33,7 +36,8 @@ MOVES: dict[Status, tuple[Status, ...]] = {
     Status.RUNNING: (Status.QUEUED, *TERMINAL),
     Status.FAILED: (Status.QUEUED,),
     Status.EVALUATION_FAILED: (Status.QUEUED,),
-    Status.COMPLETED: (),
+    Status.COMPLETED: (Status.REOPENED,),
+    Status.REOPENED: (Status.COMPLETED,),
     Status.CANCELLED: (),
 }
 
@@ -49,7 +53,7 @@ class Request(Record):
     external_id: Mapped[str | None] = mapped_column(index=True)
     model_id: Mapped[str] = mapped_column(ForeignKey("models.id"), index=True)
     status: Mapped[str]
-    reason: Mapped[str | None]  # a code: worker_lost, out_of_memory, threshold_missed, ...
+    reason: Mapped[str | None]  # a code: worker_lost, out_of_memory, threshold_missed, rolled_back, ...
     sealed: Mapped[bytes] = mapped_column(LargeBinary)  # concept and what to forget, under the request's own key
     forget_kind: Mapped[str]
     forget_count: Mapped[int]
@@ -77,14 +81,22 @@ def add(session: Session, request: Request) -> None:
     history.write(session, request.created_by, "request.received", request.id, request.id, details)
 
 
-def move(session: Session, request_id: str, to: Status, actor: str, reason: str | None = None) -> None:
-    """One transition, with its history row. Raises Conflict when the present status does not allow it."""
+def move(
+    session: Session,
+    request_id: str,
+    to: Status,
+    actor: str,
+    reason: str | None = None,
+    details: dict[str, Any] | None = None,
+) -> None:
+    """One transition, with its history row, which has `details` too. Raises Conflict when the present status does not allow it."""
     sources = [status for status, targets in MOVES.items() if to in targets]
     finished = now() if to in TERMINAL else None
     moved = update(Request).where(Request.id == request_id, Request.status.in_(sources))
     if not changed(session, moved.values(status=to, reason=reason, finished_at=finished)):
         raise Conflict(f"The request cannot become {to} from its present status.", code="illegal-transition")
-    history.write(session, actor, f"request.{to}", request_id, request_id, {"reason": reason} if reason else {})
+    said = ({"reason": reason} if reason else {}) | (details or {})
+    history.write(session, actor, f"request.{to}", request_id, request_id, said)
 
 
 def page(
@@ -110,9 +122,21 @@ def page(
     return list(session.scalars(query.where(Request.id < after) if after is not None else query))
 
 
+def with_status(session: Session, ids: list[str], status: Status) -> list[str]:
+    """Those of these requests that have the status, oldest first."""
+    return list(
+        session.scalars(select(Request.id).where(Request.id.in_(ids), Request.status == status).order_by(Request.id))
+    )
+
+
+def reopened(session: Session, model_id: str) -> list[str]:
+    query = select(Request.id).where(Request.model_id == model_id, Request.status == Status.REOPENED)
+    return list(session.scalars(query.order_by(Request.id)))
+
+
 def past_retention(session: Session, failed_seconds: float) -> list[str]:
     """Ended requests whose forget set must go now: at once, or after `failed_seconds` where a retry is possible."""
-    at_once = Request.status.in_([Status.COMPLETED, Status.CANCELLED])
+    at_once = Request.status.in_([Status.COMPLETED, Status.CANCELLED, Status.REOPENED])
     kept = Request.status.in_([Status.FAILED, Status.EVALUATION_FAILED]) & (
         Request.finished_at < now() - failed_seconds
     )

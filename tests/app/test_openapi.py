@@ -52,6 +52,9 @@ def test_every_refusal_is_documented_where_it_can_occur(operations: Operations) 
     assert {"202", "404", "409", "507"} <= by_name["post", "/v1/requests"]
     assert {"409", "507"} <= by_name["post", "/v1/datasets"] and {"412", "428"} <= by_name["patch", "/v1/models/{name}"]
     assert {"200", "206", "304", "416"} <= by_name["get", "/v1/models/{name}/checkpoints/{number}/files/{path}"]
+    alias = "/v1/models/{name}/aliases/{alias}"
+    assert {"200", "201", "409", "412", "428"} <= by_name["put", alias] and "304" in by_name["get", alias]
+    assert {"204", "412", "428"} <= by_name["delete", alias] and {"409", "412"} <= by_name["post", f"{alias}/rollback"]
     assert "409" in by_name["post", "/v1/requests/{request_id}/cancel"] and "503" in by_name["get", "/readyz"]
 
 
@@ -91,6 +94,7 @@ def test_pages_name_what_they_hold(operations: Operations, document: dict[str, A
         "/v1/history",
         "/v1/jobs/{job_id}/events",
         "/v1/datasets/{name}/samples",
+        "/v1/models/{name}/aliases/{alias}/history",
     ):
         schema = document["paths"][path]["get"]["responses"]["200"]["content"]["application/json"]["schema"]
         page = document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
@@ -98,7 +102,7 @@ def test_pages_name_what_they_hold(operations: Operations, document: dict[str, A
 
 
 def test_fields_of_a_request_are_described(document: dict[str, Any]) -> None:
-    for name in ("RequestIn", "Forget", "ModelIn"):
+    for name in ("RequestIn", "Forget", "ModelIn", "AliasIn", "RollbackIn"):
         for field, schema in document["components"]["schemas"][name]["properties"].items():
             assert schema.get("description") or "$ref" in schema or field == "name", (name, field)
     assert "/v1/catalog" in json.dumps(document["components"]["schemas"]["RequestIn"])

@@ -16,9 +16,12 @@ from app import weights
 from app.deployment import Deployment
 from app.records import Record
 from app.records import checkpoint as checkpoints
+from app.records import job as jobs
 from app.records import model as models
+from app.records import request as requests
 from app.records.base import new_id
 from app.records.checkpoint import Checkpoint, Status
+from app.submission import new_job
 from tests import pictures, tiny
 from tests.conftest import client_for
 
@@ -128,6 +131,37 @@ def add_version(
         if supersede:
             checkpoints.supersede_before(session, version, "worker:test")
     return version.number, directory
+
+
+def forgotten(world: World, name: str, status: Status = Status.RELEASED) -> tuple[int, str]:
+    """A version of a model as a request makes it: completed and released, or quarantined. Its number, and the request."""
+    lethe, request_id, passed = world.lethe, new_id("req"), status == Status.RELEASED
+    with lethe.store.write() as session:
+        model = models.find(session, name)
+        assert model is not None
+        parent = checkpoints.head(session, model.id)
+        requests.add(
+            session,
+            requests.Request(id=request_id, model_id=model.id, status="queued", sealed=b"", forget_kind="samples",
+                             forget_count=1, method="salun", recipe={}, seed=0, requested_at=0.0, due_at=1.0,
+                             created_by="test", created_at=0.0),
+        )  # fmt: skip
+        ended = requests.Status.COMPLETED if passed else requests.Status.EVALUATION_FAILED
+        for to in (requests.Status.RUNNING, ended):
+            requests.move(session, request_id, to, "worker:test")
+        job = new_job(new_id("job"), request_id, model.id, deadline=1.0, clock=0.0)
+        job.status = jobs.Status.SUCCEEDED
+        jobs.add(session, job)
+        job = new_job(new_id("job"), request_id, model.id, deadline=1.0, clock=0.0)
+        job.status = jobs.Status.SUCCEEDED
+        jobs.add(session, job)
+        version = Checkpoint(id=new_id("ckpt"), model_id=model.id, parent_id=parent.id, request_id=request_id,
+                             status=status, manifest=parent.manifest, digest=parent.digest, changes={},
+                             report={"verdict": "passed", "figures": []})  # fmt: skip
+        checkpoints.add(session, version, "worker:test")
+        if passed:
+            checkpoints.supersede_before(session, version, "worker:test")
+    return version.number, request_id
 
 
 def refused(answer: Response, status: int, code: str | None = None, field: str | None = None) -> dict[str, Any]:

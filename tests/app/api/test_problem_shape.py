@@ -20,7 +20,14 @@ ADMINS = {
     ("get", "/v1/requests/{request_id}/preview.png"),
     ("post", "/v1/uploads"), ("post", "/v1/models"), ("patch", "/v1/models/{name}"), ("get", "/v1/history"),
     ("post", "/v1/keys"), ("get", "/v1/keys"), ("delete", "/v1/keys/{key_id}"),
+    ("put", "/v1/models/{name}/aliases/{alias}"), ("delete", "/v1/models/{name}/aliases/{alias}"),
+    ("post", "/v1/models/{name}/aliases/{alias}/rollback"), ("get", "/v1/models/{name}/aliases/{alias}/history"),
 }  # fmt: skip
+BODIES: dict[tuple[str, str], dict[str, object]] = {  # without one, these are 415 before anything is looked up
+    ("patch", "/v1/models/{name}"): {"test": None},
+    ("put", "/v1/models/{name}/aliases/{alias}"): {"version": 1, "reason": "x"},
+    ("post", "/v1/models/{name}/aliases/{alias}/rollback"): {"reason": "x"},
+}
 
 
 @pytest.fixture(scope="module")
@@ -74,9 +81,9 @@ def test_unknown_ids_are_404_and_are_not_repeated(lethe: Deployment, operations:
     admin = client_for(lethe)
     for verb, path in operations:
         if "{" in path:
-            answer = admin.request(
-                verb, filled(path), json={"test": None} if verb == "patch" else None, headers={"If-Match": "*"}
-            )
+            query = {"reason": "x"} if path.endswith("{alias}") else {}
+            body = BODIES.get((verb, path))
+            answer = admin.request(verb, filled(path), params=query, json=body, headers={"If-Match": "*"})
             refused(answer, 404, "not-found")
             assert MARKER not in answer.text
     for path in ("/", "/v2/models", "/v1", "/v1/nothing", f"/v1/models/{MARKER}/other"):

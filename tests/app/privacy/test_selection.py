@@ -39,7 +39,13 @@ def test_without_ids_or_label_the_whole_source_is_forgotten() -> None:
 
 
 def test_a_tombstoned_image_never_comes_back_into_the_retain_set() -> None:
-    assert select(SOURCE, RETAIN, {"ids": ["c"]}, {"8", "9"}, MODEL).retain == [0, 2]
+    chosen = select(SOURCE, RETAIN, {"ids": ["c"]}, {"8", "9"}, MODEL)
+    assert (chosen.retain, chosen.left_out) == ([0, 2], 2)
+
+
+def test_what_this_request_forgets_is_not_counted_as_an_earlier_ones() -> None:
+    chosen = select(SOURCE, RETAIN, {"labels": ["ann"]}, {"1", "9", "2", "gone"}, MODEL)
+    assert (chosen.retain, chosen.left_out) == ([3], 1)
 
 
 @pytest.mark.parametrize(
