@@ -153,6 +153,8 @@ def register(
     with Lethe() as lethe:
         model = lethe.register_model(directory, name, family, train=train, retain=retain, test=test, judge=judge)
     click.echo(json.dumps(model, indent=2) if as_json else f"{model['name']} is registered as version {model['head']}")
+    for warned in model["warnings"] if not as_json else ():
+        click.secho(f"{warned['field']}: {warned['rule']} {warned['remedy']}", fg="yellow", err=True)
 
 
 @models.command("list")

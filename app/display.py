@@ -1,5 +1,6 @@
-"""What the CLI and the demo show a person: progress bars with the time left, and reports as tables."""
+"""What the CLI and the demo show a person: progress bars with the time left, and reports as words and tables."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from rich.box import SIMPLE
@@ -7,6 +8,17 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column, Table
+
+from app.catalog.types import Rule
+
+RULES: Mapping[Rule, str] = {
+    "at_least": "≥ {:g}",
+    "at_most": "≤ {:g}",
+    "drop_at_most": "drop ≤ {:g}",
+    "share_of_before": "≤ {:g} × before",
+    "times_before_at_least": "≥ {:g} × before",
+    "times_before_at_most": "≤ {:g} × before",
+}
 
 
 class Watcher:
@@ -52,15 +64,13 @@ class Watcher:
             self._progress.update(self._task, completed=total, left="")
 
 
-RULES = {"at_least": "≥ {:g}", "at_most": "≤ {:g}", "drop_at_most": "drop ≤ {:g}", "share_of_before": "≤ {:g} × before"}
-
-
 def show_report(console: Console, report: dict[str, Any]) -> None:
-    """Figures with their value before and after, target, threshold, n and whether the threshold was met."""
+    """Figures with their value before and after, interval, target, threshold, n and whether the threshold was met."""
     table = Table(
         Column("figure", min_width=32),
         "before",
         "after",
+        "95 % interval",
         "target",
         "threshold",
         "n",
@@ -69,19 +79,37 @@ def show_report(console: Console, report: dict[str, Any]) -> None:
         padding=(0, 1, 0, 0),
     )
     for figure in report["figures"]:
-        rule = figure["threshold"]
         table.add_row(
             escape(figure["name"]),
-            _number(figure["before"]),
-            _number(figure["value"]),
-            _number(figure["target"]),
-            RULES[rule["rule"]].format(rule["value"]) if rule else "",
-            str(figure["n"]),
-            {True: "yes", False: "NO", None: "" if rule is None else "not measured"}[figure["passed"]],
+            number(figure["before"]),
+            number(figure["value"]),
+            interval(figure.get("interval")),
+            number(figure["target"]),
+            rule(figure["threshold"]),
+            count(figure),
+            met(figure),
         )
     console.print(table)
     console.print(f"verdict: [bold]{report['verdict']}[/]   not tested: {', '.join(report.get('not_tested', []))}")
 
 
-def _number(value: Any) -> str:
+def number(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
+
+
+def interval(ends: Mapping[str, Any] | None) -> str:
+    return "" if ends is None else f"{ends['low']:.2f} to {ends['high']:.2f}"
+
+
+def rule(threshold: Mapping[str, Any] | None) -> str:
+    return "" if threshold is None else RULES[threshold["rule"]].format(threshold["value"])
+
+
+def count(figure: Mapping[str, Any]) -> str:
+    """n, and the n that the figure's rule needs where it is larger."""
+    needed = figure.get("n_needed")
+    return str(figure["n"]) if needed is None or needed <= figure["n"] else f"{figure['n']} ({needed} needed)"
+
+
+def met(figure: Mapping[str, Any]) -> str:
+    return {True: "yes", False: "NO", None: "not measured" if figure["threshold"] else ""}[figure["passed"]]

@@ -197,8 +197,10 @@ def test_a_report_is_shown_as_a_table(world: World, capsys: pytest.CaptureFixtur
     }
     rows = [{**figure, "threshold": rule, "passed": True}, {**figure, "value": None, "threshold": rule, "passed": False},
             {**figure, "name": "fid[judge]", "threshold": None, "passed": None}]  # fmt: skip
+    rows[0] |= {"n_needed": 73, "interval": {"level": 95, "low": 87.12, "high": 99.56, "by": "wilson"}}
+    rows.append({**rows[2], "threshold": {"rule": "times_before_at_most", "value": 1.1}, "passed": None})
     cli.show_report(cli.Console(width=200), {"figures": rows, "verdict": "failed"})
     shown = capsys.readouterr().out
-    assert (
-        "97.50" in shown and "≥ 95" in shown and "NO" in shown and "fid[judge]" in shown and "verdict: failed" in shown
-    )
+    for part in ("97.50", "87.12 to 99.56", "≥ 95", "40 (73 needed)", "NO", "fid[judge]", "≤ 1.1 × before", "not measured",
+                 "verdict: failed"):  # fmt: skip
+        assert part in shown, part
