@@ -5,7 +5,20 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
-from app.api import checkpoints, datasets, downloads, health, history, jobs, keys, models, openapi, problems, requests
+from app.api import (
+    checkpoints,
+    datasets,
+    downloads,
+    health,
+    history,
+    jobs,
+    keys,
+    models,
+    openapi,
+    problems,
+    requests,
+    schemas,
+)
 from app.deployment import Deployment, deploy
 from app.settings import settings
 from app.sweeper import Sweeper
@@ -17,7 +30,7 @@ ABOUT = """Ask a model to forget, and get a new version with evidence.
    cancelled; follow the job's `/events` meanwhile.
 3. `GET /v1/models/{name}/checkpoints/{number}/report`, then `/archive` or `/files/{path}`.
 
-Every route needs `Authorization: Bearer <key>` but for the health routes and the catalogue. Every error is an
+Every route needs `Authorization: Bearer <key>` but for the health routes, the catalogue and the schemas. Every error is an
 `application/problem+json` document (RFC 9457) with a stable `type`, the `request_id` that the server's log has and,
 where the input is at fault, `errors[]` naming field, rule and remedy. Lists are paged by cursor: pass `next` as `after`.
 """
@@ -38,7 +51,7 @@ def create_app(lethe: Deployment | None = None) -> FastAPI:
     app = FastAPI(title="Lethe", version="0.1.0", description=ABOUT, lifespan=run)
     app.state.lethe = deployment
     problems.install(app)
-    for resource in (datasets, models, checkpoints, downloads, requests, jobs, history, keys, health):
+    for resource in (datasets, models, checkpoints, downloads, requests, jobs, history, keys, schemas, health):
         app.include_router(resource.router)
     openapi.describe(app)
     return app

@@ -5,6 +5,7 @@ and after, at which n and seed and by which evaluators. `passed` refers to the m
 that: nothing here claims that anything is gone.
 """
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from app import report as published
 from app.catalog import FAMILIES, METRICS, Metric, Threshold, n_needed
 from worker import by_name, curves, intervals, picture
 from worker.families import Trace
@@ -73,6 +75,7 @@ def evaluate(
         "trace": trace or {},
         "not_tested": ["relearning", "adversarial prompts", "paraphrases", "quantised copies"],
     }
+    published.Report.model_validate_json(json.dumps(document))
     return Report(document, picture.pictures(asked[0], asked[1]) | curves.pictures(trace or {}))
 
 

@@ -14,6 +14,7 @@ from app.records import checkpoint as checkpoints
 from app.records import model as models
 from app.records.api_key import ApiKey
 from app.records.checkpoint import Checkpoint, Status
+from app.report import Report
 from app.weights import Manifest
 
 router = APIRouter(prefix="/v1/models/{name}/checkpoints", tags=["checkpoints"])
@@ -60,10 +61,16 @@ def get_checkpoint(name: str, number: str, lethe: Lethe, key: Reader) -> dict[st
     return _out(lethe, model_name, checkpoint, family)
 
 
-@router.get("/{number}/report")
+@router.get("/{number}/report", response_model=Report, response_model_exclude_unset=True)
 def get_report(name: str, number: str, lethe: Lethe, key: Reader) -> dict[str, Any]:
-    """What was measured before and after, with targets, thresholds, n, evaluators and the verdict."""
-    report = find_checkpoint(lethe, name, number)[1].report
+    """What was measured before and after, with intervals, targets, thresholds, n, evaluators and the verdict. Its schema
+    stands at /v1/schemas/report."""
+    return _report(find_checkpoint(lethe, name, number)[1], key)
+
+
+def _report(checkpoint: Checkpoint, key: ApiKey) -> dict[str, Any]:
+    """As far as the key may know it."""
+    report = checkpoint.report
     if not report:
         raise NotFound("report: version 1 is the base as registered")
     if "requests:concept" not in key.scopes:  # figures by label would tell which one was to be forgotten
