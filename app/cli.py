@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -267,19 +268,36 @@ def list_requests(status: str | None, model: str | None, as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("request_id")
+@click.argument("version", metavar="REQUEST_ID|MODEL[:NUMBER]")
+@click.option(
+    "--html", type=click.Path(path_type=Path), help="Save it as one page that needs nothing else, pictures within."
+)
 @json_option
-def report(request_id: str, as_json: bool) -> None:
-    """What was measured for a request: before, after, target, threshold, n, verdict."""
+def report(version: str, html: Path | None, as_json: bool) -> None:
+    """What was measured: before, after, interval, target, threshold, n, verdict. Of a request, or of a version (default:
+    the head)."""
     with Lethe() as lethe:
-        found = lethe.call("GET", f"/v1/requests/{request_id}")
-        if found["checkpoint"] is None:
-            raise click.ClickException(f"The request is {found['status']} and has no version yet.")
-        document = lethe.report(found["model"], found["checkpoint"])
+        model, number = _version(lethe, version)
+        if html is not None:
+            html.write_bytes(lethe.report_page(model, number))
+            click.echo(json.dumps({"path": str(html)}) if as_json else f"The report is in {html}")
+            return
+        document = lethe.report(model, number)
     if as_json:
         click.echo(json.dumps(document, indent=2))
     else:
         show_report(console, document)
+
+
+def _version(lethe: Lethe, named: str) -> tuple[str, int | str]:
+    """Model and number of a request's version, or of MODEL[:NUMBER]."""
+    if not re.fullmatch(r"req_[0-9a-f]{28}", named):
+        model, _, number = named.partition(":")
+        return model, number or "head"
+    found = lethe.call("GET", f"/v1/requests/{named}")
+    if found["checkpoint"] is None:
+        raise click.ClickException(f"The request is {found['status']} and has no version yet.")
+    return found["model"], found["checkpoint"]
 
 
 @main.command()

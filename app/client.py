@@ -122,6 +122,12 @@ class Lethe:
         answer: dict[str, Any] = self.call("GET", f"/v1/models/{model}/checkpoints/{number}/report")
         return answer
 
+    def report_page(self, model: str, number: int | str) -> bytes:
+        """The report as one HTML page that needs nothing else."""
+        response = self.http.get(f"/v1/models/{model}/checkpoints/{number}/report.html")
+        _raise_for(response)
+        return response.content
+
     def picture(self, model: str, number: int, picture: str) -> bytes:
         response = self.http.get(f"/v1/models/{model}/checkpoints/{number}/pictures/{picture}")
         _raise_for(response)

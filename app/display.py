@@ -1,6 +1,5 @@
-"""What the CLI and the demo show a person: progress bars with the time left, and reports as words and tables."""
+"""What the CLI and the demo show a person: progress bars with the time left, and reports as tables."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from rich.box import SIMPLE
@@ -9,16 +8,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column, Table
 
-from app.catalog.types import Rule
-
-RULES: Mapping[Rule, str] = {
-    "at_least": "≥ {:g}",
-    "at_most": "≤ {:g}",
-    "drop_at_most": "drop ≤ {:g}",
-    "share_of_before": "≤ {:g} × before",
-    "times_before_at_least": "≥ {:g} × before",
-    "times_before_at_most": "≤ {:g} × before",
-}
+from app.figures import count, interval, met, number, rule
 
 
 class Watcher:
@@ -91,25 +81,3 @@ def show_report(console: Console, report: dict[str, Any]) -> None:
         )
     console.print(table)
     console.print(f"verdict: [bold]{report['verdict']}[/]   not tested: {', '.join(report.get('not_tested', []))}")
-
-
-def number(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}"
-
-
-def interval(ends: Mapping[str, Any] | None) -> str:
-    return "" if ends is None else f"{ends['low']:.2f} to {ends['high']:.2f}"
-
-
-def rule(threshold: Mapping[str, Any] | None) -> str:
-    return "" if threshold is None else RULES[threshold["rule"]].format(threshold["value"])
-
-
-def count(figure: Mapping[str, Any]) -> str:
-    """n, and the n that the figure's rule needs where it is larger."""
-    needed = figure.get("n_needed")
-    return str(figure["n"]) if needed is None or needed <= figure["n"] else f"{figure['n']} ({needed} needed)"
-
-
-def met(figure: Mapping[str, Any]) -> str:
-    return {True: "yes", False: "NO", None: "not measured" if figure["threshold"] else ""}[figure["passed"]]

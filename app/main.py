@@ -28,7 +28,7 @@ ABOUT = """Ask a model to forget, and get a new version with evidence.
 1. `POST /v1/datasets` the retain, train and test sets, `POST /v1/uploads` a model directory, `POST /v1/models`.
 2. `POST /v1/requests` what to forget; poll the `Location` until the status is completed, evaluation_failed, failed or
    cancelled; follow the job's `/events` meanwhile.
-3. `GET /v1/models/{name}/checkpoints/{number}/report`, then `/archive` or `/files/{path}`.
+3. `GET /v1/models/{name}/checkpoints/{number}/report` (or `/report.html`), then `/archive` or `/files/{path}`.
 
 Every route needs `Authorization: Bearer <key>` but for the health routes, the catalogue and the schemas. Every error is an
 `application/problem+json` document (RFC 9457) with a stable `type`, the `request_id` that the server's log has and,

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from app import cli, settings
 from app.catalog import FAMILIES, METHODS
 from app.records import job as jobs
-from tests import pictures, tiny
+from tests import pictures, reports, tiny
 from tests.app.api.deployed import World, add_version
 from tests.app.captioned import PAINTER, unjudged
 from tests.app.captioned import archive as captioned
@@ -183,6 +183,22 @@ def test_a_server_that_is_away_is_one_line(monkeypatch: pytest.MonkeyPatch) -> N
     result = lethe("requests", status=1)
     assert result.stderr.startswith("No server: ") and "Traceback" not in result.output
     assert json.loads(lethe("requests", "--json", status=1).stderr)["title"] == "No server"
+
+
+def test_a_version_s_report_is_shown_and_saved_as_a_page(world: World, tmp_path: Path) -> None:
+    number, _ = add_version(world, tmp_path, report=reports.of_a_generator(pictures=["grid.png"]))
+    assert (
+        answer("report", f"digits:{number}")
+        == answer("report", "digits")
+        == reports.of_a_generator(pictures=["grid.png"])
+    )
+    assert "97.50" in lethe("report", f"digits:{number}").stdout
+    page = tmp_path / "report.html"
+    assert answer("report", f"digits:{number}", "--html", str(page)) == {"path": str(page)}
+    assert page.read_text().startswith("<!DOCTYPE html>") and "data:image/png;base64," in page.read_text()
+    assert str(page) in lethe("report", "digits", "--html", str(page)).stdout
+    assert lethe("report", "digits:1", "--html", str(tmp_path / "none"), status=1).stderr.startswith("Not found: ")
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_report_is_shown_as_a_table(world: World, capsys: pytest.CaptureFixture[str]) -> None:

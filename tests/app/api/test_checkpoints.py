@@ -16,7 +16,7 @@ from app import report as published
 from app.main import create_app
 from app.records.checkpoint import Status
 from tests import reports
-from tests.app.api.deployed import World, add_version, refused, stored
+from tests.app.api.deployed import World, add_version, asked, refused, stored
 
 BASE = "/v1/models/digits/checkpoints"
 FILE = "model.safetensors"
@@ -69,6 +69,25 @@ def test_a_report_is_served_as_it_was_stored_and_meets_the_published_schema(worl
     assert answer.json() == json.loads(json.dumps(published.schema()))
     documented = world.admin.get("/openapi.json").json()["components"]["schemas"]["Report"]
     assert documented["required"] == answer.json()["required"]
+
+
+def test_the_page_shows_each_key_what_it_may_know(world: World, tmp_path: Path) -> None:
+    made = asked(world.requester, concept="zaphod beeblebrox", recipe={"mask_fraction": 0.25})
+    document = reports.of_a_generator(pictures=["grid.png"])
+    number, _ = add_version(world, tmp_path, report=document, request_id=made["id"])
+    url = f"{BASE}/{number}/report.html"
+    mine, whole, foreign = (client.get(url) for client in (world.requester, world.admin, world.stranger))
+    for answer in (mine, whole, foreign):
+        assert answer.status_code == 200 and answer.headers["content-type"] == "text/html; charset=utf-8"
+        assert answer.headers["content-security-policy"].startswith("default-src 'none'")
+        assert answer.headers["cache-control"] == "no-store"
+        assert "zaphod" not in answer.text and "97.50" in answer.text and "by_label" not in answer.text
+    shown = base64.b64encode(world.admin.get(f"{BASE}/{number}/pictures/grid.png").content).decode()
+    assert shown in whole.text and "<img" not in mine.text + foreign.text
+    assert "mask_fraction=0.25" in mine.text and "mask_fraction=0.25" in whole.text
+    assert made["id"] not in foreign.text and "mask_fraction" not in foreign.text
+    refused(world.requester.get(f"{BASE}/1/report.html"), 404, "not-found")
+    refused(world.requester.get(f"{BASE}/999/report.html"), 404, "not-found")
 
 
 def test_each_file_of_each_version_is_what_save_pretrained_wrote(world: World, tmp_path: Path) -> None:
