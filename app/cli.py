@@ -18,7 +18,7 @@ from app import logs, migration
 from app.catalog_view import catalogue
 from app.client import DEFAULT_URL, Damaged, Lethe, Problem
 from app.deployment import deploy
-from app.display import Watcher, show_report
+from app.display import Watcher, show_comparison, show_report
 from app.embedded import run_embedded, wait_for_dependencies, worker_command
 from app.records import api_key as api_keys
 from app.records.session import Store
@@ -287,6 +287,20 @@ def report(version: str, html: Path | None, as_json: bool) -> None:
         click.echo(json.dumps(document, indent=2))
     else:
         show_report(console, document)
+
+
+@main.command()
+@click.argument("one", metavar="MODEL[:NUMBER]")
+@click.argument("other", metavar="MODEL[:NUMBER]")
+@json_option
+def compare(one: str, other: str, as_json: bool) -> None:
+    """Two versions' reports side by side: values, intervals, the difference, and which rule each met."""
+    with Lethe() as lethe:
+        found = lethe.compare(_version(lethe, one), _version(lethe, other))
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+    else:
+        show_comparison(console, found)
 
 
 def _version(lethe: Lethe, named: str) -> tuple[str, int | str]:

@@ -81,3 +81,42 @@ def show_report(console: Console, report: dict[str, Any]) -> None:
         )
     console.print(table)
     console.print(f"verdict: [bold]{report['verdict']}[/]   not tested: {', '.join(report.get('not_tested', []))}")
+
+
+def show_comparison(console: Console, found: dict[str, Any]) -> None:
+    """Two versions beside each other: value, interval and rules of each, and how far apart they are."""
+    one, other = (escape(version) for version in found["versions"])
+    table = Table(
+        Column("figure", min_width=32),
+        one,
+        "95 % interval",
+        "rules",
+        other,
+        "95 % interval",
+        "rules",
+        "difference",
+        box=SIMPLE,
+        padding=(0, 1, 0, 0),
+    )
+    for figure in found["figures"]:
+        table.add_row(
+            escape(figure["name"]),
+            *_side(figure["sides"][0]),
+            *_side(figure["sides"][1]),
+            _signed(figure["difference"]),
+        )
+    console.print(table)
+    console.print(f"verdicts: [bold]{found['verdicts'][0]}[/] and [bold]{found['verdicts'][1]}[/]")
+    if found["unlike"]:
+        console.print(f"not measured alike: {', '.join(found['unlike'])} differ; figures may differ for that alone")
+
+
+def _side(side: dict[str, Any] | None) -> tuple[str, str, str]:
+    if side is None:
+        return "", "", ""
+    rules = [f"{rule(each)} {met({'threshold': each, 'passed': each['passed']})}" for each in side["rules"]]
+    return number(side["value"]), interval(side["interval"]), ", ".join(rules)
+
+
+def _signed(difference: float | None) -> str:
+    return number(difference) if difference is None or difference <= 0 else f"+{number(difference)}"

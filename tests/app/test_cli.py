@@ -71,7 +71,16 @@ def test_every_command_that_answers_has_json() -> None:
         return found
 
     commands = walk(cli.main)
-    assert {"models register", "request", "watch", "pull", "requests", "report", "catalog"} <= commands.keys()
+    assert {
+        "models register",
+        "request",
+        "watch",
+        "pull",
+        "requests",
+        "report",
+        "compare",
+        "catalog",
+    } <= commands.keys()
     lacking = {
         name
         for name, command in commands.items()
@@ -199,6 +208,30 @@ def test_a_version_s_report_is_shown_and_saved_as_a_page(world: World, tmp_path:
     assert str(page) in lethe("report", "digits", "--html", str(page)).stdout
     assert lethe("report", "digits:1", "--html", str(tmp_path / "none"), status=1).stderr.startswith("Not found: ")
     assert not (tmp_path / "none").exists()
+
+
+def test_two_versions_are_compared(world: World, tmp_path: Path) -> None:
+    first, _ = add_version(world, tmp_path, report=reports.of_a_generator())
+    rule = {"rule": "at_least", "value": 95.0}
+    weaker = reports.figure("unlearning_accuracy", 90.0, 2.5, threshold=rule, passed=False, n_needed=73)
+    second, _ = add_version(world, tmp_path, report=reports.report(weaker, verdict="failed", judge="sha256:other"))
+    found = answer("compare", f"digits:{first}", f"digits:{second}")
+    assert found["versions"] == [f"digits:{first}", f"digits:{second}"] and found["verdicts"] == ["passed", "failed"]
+    assert found["figures"][0]["difference"] == -7.5 and found["unlike"] == ["judge"]
+    assert [side["rules"][0]["passed"] for side in found["figures"][0]["sides"]] == [True, False]
+    shown = lethe("compare", f"digits:{first}", "digits").stdout
+    for part in (
+        f"digits:{first}",
+        "digits:head",
+        "97.50",
+        "87.12 to 99.56",
+        "≥ 95 yes",
+        "≥ 95 NO",
+        "-7.50",
+        "judge differ",
+    ):
+        assert part in shown, part
+    assert lethe("compare", "digits:1", "digits", status=1).stderr.startswith("Not found: ")
 
 
 def test_a_report_is_shown_as_a_table(world: World, capsys: pytest.CaptureFixture[str]) -> None:
