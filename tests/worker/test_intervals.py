@@ -1,5 +1,6 @@
 """Which figures carry an interval, and that it is the right one: shares by Wilson, means by the bootstrap, others none."""
 
+import json
 from typing import Any
 
 import numpy as np
@@ -7,6 +8,9 @@ import pytest
 from scipy import stats
 
 from app.catalog import METRICS, Threshold
+from app.report import Figure
+from tests.app.test_report import beyond_the_schema
+from tests.worker.metrics import test_reconstruction_metrics as restoring
 from worker import by_name, evaluate, intervals
 from worker.metrics import Answers, ClassifierAnswers, Evidence, GeneratorAnswers, NamingAnswers, integrity
 
@@ -39,6 +43,7 @@ def named(seed: int) -> NamingAnswers:
 
 def rows_of(family: str, before: Answers, after: Answers, *rules: Threshold) -> dict[str, dict[str, Any]]:
     rows = evaluate.figures(Evidence(before, after, None, 1.0, 1, 2), family, "class_label", rules, 3, None)
+    assert beyond_the_schema([Figure.model_validate_json(json.dumps(row)) for row in rows]) == []
     return {row["metric"]: row for row in rows}
 
 
@@ -62,6 +67,12 @@ def test_every_share_is_a_count_and_has_its_wilson_interval(family: str, make: A
             given = row[field]
             assert (given["low"], given["high"]) == pytest.approx((100 * known.low, 100 * known.high), abs=1e-5)
             assert (given["level"], given["by"]) == (95, "wilson") and given["low"] <= row[side] <= given["high"]
+
+
+def test_distances_and_information_of_a_network_that_restores_have_no_interval() -> None:
+    rows = rows_of("masked_autoencoder", restoring.ordinary(), restoring.answers())
+    assert rows["reconstruction_distance_forget"]["value"] is not None
+    assert {row["interval"] for row in rows.values()} == {None}
 
 
 def test_what_was_not_measured_has_no_interval() -> None:
