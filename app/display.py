@@ -108,7 +108,7 @@ def show_comparison(console: Console, found: dict[str, Any]) -> None:
     console.print(table)
     console.print(f"verdicts: [bold]{found['verdicts'][0]}[/] and [bold]{found['verdicts'][1]}[/]")
     if found["unlike"]:
-        console.print(f"not measured alike: {', '.join(found['unlike'])} differ; figures may differ for that alone")
+        console.print(f"not measured alike ({', '.join(found['unlike'])}): figures may differ for that alone")
 
 
 def _side(side: dict[str, Any] | None) -> tuple[str, str, str]:

@@ -75,6 +75,7 @@ def render(
         definitions={METRICS[each.metric].title: METRICS[each.metric].definition for each in report.figures if each.metric in METRICS},
         pictures=None if pictures is None else [_picture(name, png) for name, png in pictures.items()],
         patches=[patch for patch in report.trace.get("patches") or [] if isinstance(patch, dict)],
+        others=sorted({digest for each in report.figures for digest in each.evaluators} - {report.judge}),
         number=figures.number,
     )  # fmt: skip
 

@@ -228,7 +228,7 @@ def test_two_versions_are_compared(world: World, tmp_path: Path) -> None:
         "≥ 95 yes",
         "≥ 95 NO",
         "-7.50",
-        "judge differ",
+        "not measured alike (judge)",
     ):
         assert part in shown, part
     assert lethe("compare", "digits:1", "digits", status=1).stderr.startswith("Not found: ")

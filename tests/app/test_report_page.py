@@ -117,7 +117,7 @@ def test_the_page_says_what_was_asked_measured_changed_and_not_tested() -> None:
     for part in (
         "digits, version 2", "from version 1", "Passed.", "178 samples, named by class label", "salun, seed 7", "mask_fraction=0.5",
         "97.50 87.12 to 99.56", "2.50 0.44 to 12.88", "≥ 95 met", "40 73 needed", "drop ≤ 3 met", "not measured", "100.00 ideal",
-        "3 of 686 tensors changed", "vision.7.attn", "q, k", "sampling steps 20", reports.JUDGE, reports.BASE, "sha256:" + "ce" * 32,
+        "3 of 686 tensors changed", "vision.7.attn", "q, k", "Sampling steps 20", reports.JUDGE, reports.BASE, "sha256:" + "ce" * 32,
         "relearning", "adversarial prompts", "not proof of removal", METRICS["kept_accuracy"].definition,
     ):  # fmt: skip
         assert part in text, part
@@ -130,6 +130,12 @@ def test_a_missed_rule_and_what_could_not_be_measured_are_words_not_colours() ->
     unknown = reports.figure("gap_to_retrain", None, n=0, threshold=rule, passed=None)
     text = Page(rendered(reports.report(missed, unknown, verdict="failed"))).text
     assert "Failed." in text and "≥ 95 missed" in text and "≥ 95 not measured" in text
+
+
+def test_every_evaluator_is_named_by_its_whole_digest() -> None:
+    probe = "sha256:" + "ab" * 32
+    text = Page(rendered(reports.report(reports.figure("fid", 0.5, evaluators=[reports.JUDGE, probe])))).text
+    assert "by the judge, abababababab" in text and f"Judge {reports.JUDGE}" in text and f"Evaluator {probe}" in text
 
 
 def test_what_the_reader_may_not_see_is_not_there() -> None:
