@@ -45,6 +45,8 @@ def catalogue() -> dict[str, Any]:
                 "direction": metric.direction,
                 "unit": metric.unit,
                 "definition": metric.definition,
+                "interval": metric.interval,
+                "n_from": metric.n_from,
             }
             for name, metric in METRICS.items()
         ],

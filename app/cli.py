@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from app.alias_commands import alias, rollback
 from app.catalog_view import catalogue
 from app.client import DEFAULT_URL, Damaged, Lethe, Problem
 from app.deployment import deploy
-from app.display import Watcher, console, json_option, show_report
+from app.display import Watcher, console, json_option, show_comparison, show_report
 from app.embedded import run_embedded, wait_for_dependencies, worker_command
 from app.records import api_key as api_keys
 from app.records.session import Store
@@ -155,6 +156,8 @@ def register(
     with Lethe() as lethe:
         model = lethe.register_model(directory, name, family, train=train, retain=retain, test=test, judge=judge)
     click.echo(json.dumps(model, indent=2) if as_json else f"{model['name']} is registered as version {model['head']}")
+    for warned in model["warnings"] if not as_json else ():
+        click.secho(f"{warned['field']}: {warned['rule']} {warned['remedy']}", fg="yellow", err=True)
 
 
 @models.command("list")
@@ -267,23 +270,50 @@ def list_requests(status: str | None, model: str | None, as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("what", metavar="REQUEST|MODEL:VERSION")
+@click.argument("version", metavar="REQUEST_ID|MODEL[:VERSION]")
+@click.option(
+    "--html", type=click.Path(path_type=Path), help="Save it as one page that needs nothing else, pictures within."
+)
 @json_option
-def report(what: str, as_json: bool) -> None:
-    """What was measured for a request, or for a version by its number, head or an alias: before, after, target,
-    threshold, n, verdict."""
-    model, colon, version = what.partition(":")
+def report(version: str, html: Path | None, as_json: bool) -> None:
+    """What was measured: before, after, interval, target, threshold, n, verdict. Of a request, or of a version by its
+    number, head (the default) or an alias."""
     with Lethe() as lethe:
-        if not colon:
-            found = lethe.call("GET", f"/v1/requests/{what}")
-            if found["checkpoint"] is None:
-                raise click.ClickException(f"The request is {found['status']} and has no version yet.")
-            model, version = found["model"], found["checkpoint"]
-        document = lethe.report(model, version)
+        model, number = _version(lethe, version)
+        if html is not None:
+            html.write_bytes(lethe.report_page(model, number))
+            click.echo(json.dumps({"path": str(html)}) if as_json else f"The report is in {html}")
+            return
+        document = lethe.report(model, number)
     if as_json:
         click.echo(json.dumps(document, indent=2))
     else:
         show_report(console, document)
+
+
+@main.command()
+@click.argument("one", metavar="MODEL[:VERSION]")
+@click.argument("other", metavar="MODEL[:VERSION]")
+@json_option
+def compare(one: str, other: str, as_json: bool) -> None:
+    """Two versions' reports side by side: values, intervals, the difference, and which rule each met."""
+    with Lethe() as lethe:
+        found = lethe.compare(_version(lethe, one), _version(lethe, other))
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+    else:
+        show_comparison(console, found)
+
+
+def _version(lethe: Lethe, named: str) -> tuple[str, int | str]:
+    """Model and version of a request's checkpoint, or of MODEL[:VERSION]."""
+    if not re.fullmatch(r"req_[0-9a-f]{28}", named):
+        model, _, number = named.partition(":")
+        return model, number or "head"
+    found = lethe.call("GET", f"/v1/requests/{named}")
+    if found["checkpoint"] is None:
+        raise click.ClickException(f"The request is {found['status']} and has no version yet.")
+    return found["model"], found["checkpoint"]
 
 
 @main.command()

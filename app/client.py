@@ -18,6 +18,8 @@ from typing import Any, BinaryIO
 
 import httpx
 
+from app.comparison import compare
+
 ARCHIVE = {"Content-Type": "application/octet-stream"}
 PATIENT = httpx.Timeout(60.0, read=3600.0)  # the server unpacks, checks and stores before it answers
 DEFAULT_URL = "http://127.0.0.1:8765"
@@ -157,6 +159,17 @@ class Lethe:
         """Of a version by its number, `head` or an alias."""
         answer: dict[str, Any] = self.call("GET", f"/v1/models/{model}/checkpoints/{number}/report")
         return answer
+
+    def compare(self, one: tuple[str, int | str], other: tuple[str, int | str]) -> dict[str, Any]:
+        """The reports of two versions, each (model, number), side by side."""
+        reports = [self.report(*version) for version in (one, other)]
+        return {"versions": [f"{model}:{number}" for model, number in (one, other)], **compare(*reports)}
+
+    def report_page(self, model: str, number: int | str) -> bytes:
+        """The report as one HTML page that needs nothing else."""
+        response = self.http.get(f"/v1/models/{model}/checkpoints/{number}/report.html")
+        _raise_for(response)
+        return response.content
 
     def picture(self, model: str, number: int, picture: str) -> bytes:
         response = self.http.get(f"/v1/models/{model}/checkpoints/{number}/pictures/{picture}")

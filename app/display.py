@@ -10,6 +10,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column, Table
 
+from app.figures import count, interval, met, number, rule
+
 console = Console(width=None if sys.stdout.isatty() else 160)  # a pipe has no width: nothing is cut off
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
 
@@ -57,15 +59,13 @@ class Watcher:
             self._progress.update(self._task, completed=total, left="")
 
 
-RULES = {"at_least": "≥ {:g}", "at_most": "≤ {:g}", "drop_at_most": "drop ≤ {:g}", "share_of_before": "≤ {:g} × before"}
-
-
 def show_report(console: Console, report: dict[str, Any]) -> None:
-    """Figures with their value before and after, target, threshold, n and whether the threshold was met."""
+    """Figures with their value before and after, interval, target, threshold, n and whether the threshold was met."""
     table = Table(
         Column("figure", min_width=32),
         "before",
         "after",
+        "95 % interval",
         "target",
         "threshold",
         "n",
@@ -74,15 +74,15 @@ def show_report(console: Console, report: dict[str, Any]) -> None:
         padding=(0, 1, 0, 0),
     )
     for figure in report["figures"]:
-        rule = figure["threshold"]
         table.add_row(
             escape(figure["name"]),
-            _number(figure["before"]),
-            _number(figure["value"]),
-            _number(figure["target"]),
-            RULES[rule["rule"]].format(rule["value"]) if rule else "",
-            str(figure["n"]),
-            {True: "yes", False: "NO", None: "" if rule is None else "not measured"}[figure["passed"]],
+            number(figure["before"]),
+            number(figure["value"]),
+            interval(figure.get("interval")),
+            number(figure["target"]),
+            rule(figure["threshold"]),
+            count(figure),
+            met(figure),
         )
     console.print(table)
     if report.get("left_out"):
@@ -90,5 +90,40 @@ def show_report(console: Console, report: dict[str, Any]) -> None:
     console.print(f"verdict: [bold]{report['verdict']}[/]   not tested: {', '.join(report.get('not_tested', []))}")
 
 
-def _number(value: Any) -> str:
-    return "" if value is None else f"{value:.2f}"
+def show_comparison(console: Console, found: dict[str, Any]) -> None:
+    """Two versions beside each other: value, interval and rules of each, and how far apart they are."""
+    one, other = (escape(version) for version in found["versions"])
+    table = Table(
+        Column("figure", min_width=32),
+        one,
+        "95 % interval",
+        "rules",
+        other,
+        "95 % interval",
+        "rules",
+        "difference",
+        box=SIMPLE,
+        padding=(0, 1, 0, 0),
+    )
+    for figure in found["figures"]:
+        table.add_row(
+            escape(figure["name"]),
+            *_side(figure["sides"][0]),
+            *_side(figure["sides"][1]),
+            _signed(figure["difference"]),
+        )
+    console.print(table)
+    console.print(f"verdicts: [bold]{found['verdicts'][0]}[/] and [bold]{found['verdicts'][1]}[/]")
+    if found["unlike"]:
+        console.print(f"not measured alike ({', '.join(found['unlike'])}): figures may differ for that alone")
+
+
+def _side(side: dict[str, Any] | None) -> tuple[str, str, str]:
+    if side is None:
+        return "", "", ""
+    rules = [f"{rule(each)} {met({'threshold': each, 'passed': each['passed']})}" for each in side["rules"]]
+    return number(side["value"]), interval(side["interval"]), ", ".join(rules)
+
+
+def _signed(difference: float | None) -> str:
+    return number(difference) if difference is None or difference <= 0 else f"+{number(difference)}"

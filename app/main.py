@@ -18,6 +18,7 @@ from app.api import (
     openapi,
     problems,
     requests,
+    schemas,
 )
 from app.deployment import Deployment, deploy
 from app.settings import settings
@@ -28,11 +29,11 @@ ABOUT = """Ask a model to forget, and get a new version with evidence.
 1. `POST /v1/datasets` the retain, train and test sets, `POST /v1/uploads` a model directory, `POST /v1/models`.
 2. `POST /v1/requests` what to forget; poll the `Location` until the status is completed, evaluation_failed, failed or
    cancelled; follow the job's `/events` meanwhile.
-3. `GET /v1/models/{name}/checkpoints/{number}/report`, then `/archive` or `/files/{path}`; `number` may be `head` or an
-   alias.
+3. `GET /v1/models/{name}/checkpoints/{number}/report` (or `/report.html`), then `/archive` or `/files/{path}`; `number` may
+   be `head` or an alias.
 4. `PUT /v1/models/{name}/aliases/production` says which version serves, `POST .../rollback` takes it back.
 
-Every route needs `Authorization: Bearer <key>` but for the health routes and the catalogue. Every error is an
+Every route needs `Authorization: Bearer <key>` but for the health routes, the catalogue and the schemas. Every error is an
 `application/problem+json` document (RFC 9457) with a stable `type`, the `request_id` that the server's log has and,
 where the input is at fault, `errors[]` naming field, rule and remedy. Lists are paged by cursor: pass `next` as `after`.
 """
@@ -53,7 +54,7 @@ def create_app(lethe: Deployment | None = None) -> FastAPI:
     app = FastAPI(title="Lethe", version="0.1.0", description=ABOUT, lifespan=run)
     app.state.lethe = deployment
     problems.install(app)
-    for resource in (datasets, models, aliases, checkpoints, downloads, requests, jobs, history, keys, health):
+    for resource in (datasets, models, aliases, checkpoints, downloads, requests, jobs, history, keys, schemas, health):
         app.include_router(resource.router)
     openapi.describe(app)
     return app

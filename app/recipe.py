@@ -69,6 +69,40 @@ def check_policy(family: str, policy: dict[str, list[dict[str, Any]]]) -> dict[s
     return kinds
 
 
+def policy_warnings(family: str, policy: dict[str, Any], evaluation: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rules on a share that the evaluation's own number of images cannot show, however well a version answers.
+
+    Only where that number is known beforehand: what a generator is asked to draw. A warning refuses nothing.
+    """
+    found = []
+    for kind, rules in policy.items():
+        for position, each in enumerate(rules):
+            metric, rule = catalog.METRICS[each["metric"]], catalog.Threshold(**each)
+            n = evaluation.get(metric.n_from or "")
+            if n is None or rule.rule not in ("at_least", "at_most"):
+                continue
+            needed = catalog.n_needed(rule)
+            if needed is None or needed > n:
+                found.append(_too_few(f"policy.{kind}[{position}]", rule, str(metric.n_from), n, needed))
+    return found
+
+
+def _too_few(field: str, rule: catalog.Threshold, setting: str, n: int, needed: int | None) -> dict[str, Any]:
+    best, end, within = (n, 0, "begins at") if rule.rule == "at_least" else (0, 1, "ends at")
+    bound = catalog.wilson(best, n)[end]
+    opened = "below 100" if rule.rule == "at_least" else "above 0"
+    return {
+        "field": field,
+        "rule": f"{rule.metric} {rule.rule} {rule.value:g} cannot be shown with {setting} = {n}: even of the best "
+        f"possible answer the {catalog.LEVEL} % interval {within} {bound:.1f}.",
+        "remedy": f"No n is enough: set a threshold {opened}."
+        if needed is None
+        else f"Set evaluation.{setting} to at least {needed}.",
+        "n": n,
+        "n_needed": needed,
+    }
+
+
 def check_evaluation(family: str, evaluation: dict[str, Any]) -> dict[str, Any]:
     known = catalog.FAMILIES[family].evaluation
     unknown = sorted(set(evaluation) - set(known))

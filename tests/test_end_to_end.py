@@ -15,8 +15,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification
 
 from app.client import Problem
+from app.report import Report
 from tests import pictures, tiny
 from tests.app import captioned
+from tests.app.test_report import beyond_the_schema
 from tests.running import Running, open_deployment, until
 
 
@@ -42,6 +44,7 @@ def test_samples_are_forgotten_and_the_weights_come_back(running: Running, tmp_p
     stages = [kind for kind in kinds if kind not in ("progress", "note")]
     assert stages == ["loading", "unlearning", "evaluating", "registering"]
     report = client.report("digits", done["checkpoint"])
+    assert beyond_the_schema(Report.model_validate(report)) == []
     by_name = {figure["name"]: figure for figure in report["figures"]}
     assert by_name["unlearning_accuracy"]["n"] == 5 and report["verdict"] == "passed"
     pulled = client.pull("digits", done["checkpoint"], tmp_path / "pulled")

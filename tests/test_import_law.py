@@ -8,7 +8,19 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-SHARED = ("settings", "catalog", "errors", "records", "storage", "weights", "queue", "audit", "privacy", "logs")
+SHARED = (
+    "settings",
+    "catalog",
+    "errors",
+    "records",
+    "storage",
+    "weights",
+    "queue",
+    "audit",
+    "privacy",
+    "logs",
+    "report",
+)
 HEAVY = ("torch", "diffusers", "transformers")
 SERVICE = ("app", "celery", "sqlalchemy", "fastapi", "kombu", "redis", "httpx")
 TORCH_FREE = ("celery_app", "tasks", "supervisor", "lease", "register", "specification", "warm")

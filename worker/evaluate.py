@@ -5,6 +5,7 @@ and after, at which n and seed and by which evaluators. `passed` refers to the m
 that: nothing here claims that anything is gone.
 """
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,8 +15,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from app.catalog import FAMILIES, METRICS, Threshold
-from worker import by_name, curves, picture
+from app import report as published
+from app.catalog import FAMILIES, METRICS, Metric, Threshold, n_needed
+from worker import by_name, curves, intervals, picture
 from worker.families import Trace
 from worker.judge import Judge
 from worker.load import Material
@@ -73,6 +75,7 @@ def evaluate(
         "trace": trace or {},
         "not_tested": ["relearning", "adversarial prompts", "paraphrases", "quantised copies"],
     }
+    published.Report.model_validate_json(json.dumps(document))
     return Report(document, picture.pictures(asked[0], asked[1]) | curves.pictures(trace or {}))
 
 
@@ -104,33 +107,45 @@ def figures(
     for name, metric in METRICS.items():
         if family not in metric.families:
             continue
-        module = by_name.metric(name)
-        sides = {"value": evidence.after, "before": evidence.before, "target": evidence.reference}
-        measured = {side: measure(module, name, side_answers, evidence) for side, side_answers in sides.items()}
-        value, n = measured["value"]
-        before, target = measured["before"][0], measured["target"][0]
-        ideal = getattr(module, "IDEAL", {}).get(kind)
-        row = {
-            "metric": name,
-            "name": f"{name}[judge]" if metric.unit == "judge" else name,
-            "title": metric.title,
-            "value": value,
-            "before": before,
-            "target": ideal if target is None else target,
-            "target_is": "retrained" if target is not None else ("ideal" if ideal is not None else None),
-            "n": n,
-            "seed": seed,
-            "unit": metric.unit,
-            "direction": metric.direction,
-            "evaluators": [judge.digest] if judge and isinstance(evidence.after, JUDGED) else [],
-        }
-        if name == "per_class_accuracy" and isinstance(evidence.after, GeneratorAnswers):
-            row["by_label"] = per_class_accuracy.by_label(evidence.after)
-        if name == "integrity" and (rings := integrity.rings(evidence.after, evidence.before)):
-            row["rings"] = rings
+        row, ideal = figure(evidence, name, kind, seed, judge)
         own: list[Threshold | None] = [rule for rule in rules if rule.metric == name]
-        rows += [{**row, **held_to(rule, value, before, ideal or 0.0)} for rule in own or [None]]
+        rows += [
+            {**row, **held_to(rule, row["value"], row["before"], ideal or 0.0), "n_needed": needed(rule, metric)}
+            for rule in own or [None]
+        ]
     return rows
+
+
+def figure(
+    evidence: Evidence, name: str, kind: str, seed: int, judge: Judge | None
+) -> tuple[dict[str, Any], float | None]:
+    """One metric's row without a rule, and what perfect forgetting would give, where that is known."""
+    metric, module = METRICS[name], by_name.metric(name)
+    sides = {"value": evidence.after, "before": evidence.before, "target": evidence.reference}
+    measured = {side: measure(module, name, answers, evidence) for side, answers in sides.items()}
+    value, before, target = (measured[side][0] for side in sides)
+    ideal = getattr(module, "IDEAL", {}).get(kind)
+    row = {
+        "metric": name,
+        "name": f"{name}[judge]" if metric.unit == "judge" else name,
+        "title": metric.title,
+        "value": value,
+        "interval": intervals.interval(module, name, evidence.after, evidence, *measured["value"], seed),
+        "before": before,
+        "before_interval": intervals.interval(module, name, evidence.before, evidence, *measured["before"], seed),
+        "target": ideal if target is None else target,
+        "target_is": "retrained" if target is not None else ("ideal" if ideal is not None else None),
+        "n": measured["value"][1],
+        "seed": seed,
+        "unit": metric.unit,
+        "direction": metric.direction,
+        "evaluators": [judge.digest] if judge and isinstance(evidence.after, JUDGED) else [],
+    }
+    if name == "per_class_accuracy" and isinstance(evidence.after, GeneratorAnswers):
+        row["by_label"] = per_class_accuracy.by_label(evidence.after)
+    if name == "integrity" and (rings := integrity.rings(evidence.after, evidence.before)):
+        row["rings"] = rings
+    return row, ideal
 
 
 def measure(module: ModuleType, name: str, side: Answers | None, evidence: Evidence) -> tuple[float | None, int]:
@@ -140,6 +155,11 @@ def measure(module: ModuleType, name: str, side: Answers | None, evidence: Evide
     value, n = module.measure(side, evidence)
     side.measured[name] = value
     return (round(value, 6), n) if n > 0 and math.isfinite(value) else (None, n)
+
+
+def needed(rule: Threshold | None, metric: Metric) -> int | None:
+    """The smallest n at which a share can be shown to meet the rule; None where no such n is known."""
+    return n_needed(rule) if rule and metric.interval == "wilson" else None
 
 
 def held_to(rule: Threshold | None, value: float | None, before: float | None, ideal: float = 0.0) -> dict[str, Any]:

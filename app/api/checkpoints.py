@@ -4,10 +4,11 @@ import re
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Response
+from fastapi.responses import HTMLResponse
 from pydantic import BaseModel, Field
 from sqlalchemy.orm import Session
 
-from app import weights
+from app import report_page, weights
 from app.api.dependencies import Lethe, moment, need
 from app.deployment import Deployment
 from app.errors import NotFound
@@ -17,6 +18,9 @@ from app.records import checkpoint as checkpoints
 from app.records import model as models
 from app.records.api_key import ApiKey
 from app.records.checkpoint import Checkpoint, Status
+from app.records.model import Model
+from app.records.request import Request
+from app.report import Report
 from app.weights import Manifest
 
 router = APIRouter(prefix="/v1/models/{name}/checkpoints", tags=["checkpoints"])
@@ -59,14 +63,64 @@ def list_checkpoints(name: str, lethe: Lethe, key: Reader) -> list[dict[str, Any
 @router.get("/{number}", response_model=CheckpointOut)
 def get_checkpoint(name: str, number: str, lethe: Lethe, key: Reader) -> dict[str, Any]:
     """One version: a number, `head`, or an alias such as `production`."""
-    model_name, checkpoint, family = find_checkpoint(lethe, name, number)
-    return _out(lethe, model_name, checkpoint, family)
+    model, checkpoint, family = find_checkpoint(lethe, name, number)
+    return _out(lethe, model.name, checkpoint, family)
 
 
-@router.get("/{number}/report")
+@router.get("/{number}/report", response_model=Report, response_model_exclude_unset=True)
 def get_report(name: str, number: str, lethe: Lethe, key: Reader) -> dict[str, Any]:
-    """What was measured before and after, with targets, thresholds, n, evaluators and the verdict."""
-    report = find_checkpoint(lethe, name, number)[1].report
+    """What was measured before and after, with intervals, targets, thresholds, n, evaluators and the verdict. Its schema
+    stands at /v1/schemas/report."""
+    return _report(find_checkpoint(lethe, name, number)[1], key)
+
+
+@router.get(
+    "/{number}/report.html",
+    response_class=HTMLResponse,
+    responses={200: {"description": "The page.", "content": {"text/html": {"schema": {"type": "string"}}}}},
+)
+def get_report_page(name: str, number: str, lethe: Lethe, key: Reader) -> Response:
+    """The report as one page that needs nothing else: no script, no link, pictures within. Pictures need the scope
+    requests:concept; what was asked is shown to the key that asked, and with requests:admin."""
+    model, checkpoint, family = find_checkpoint(lethe, name, number)
+    document = _report(checkpoint, key)
+    pictures = None
+    if "requests:concept" in key.scopes:
+        pictures = {picture: _picture(lethe, checkpoint, picture) for picture in document.get("pictures", [])}
+    with lethe.store.read() as session:
+        request = session.get(Request, checkpoint.request_id) if checkpoint.request_id else None
+    version = report_page.Version(
+        model=model.name,
+        family=model.family,
+        number=checkpoint.number,
+        parent={each.id: each.number for each in family}.get(checkpoint.parent_id or ""),
+        status=checkpoint.status,
+        created_at=moment(checkpoint.created_at) or "",
+        digest=checkpoint.digest,
+        changes=checkpoint.changes,
+    )
+    page = report_page.render(version, document, _asked(request, key), pictures)
+    return HTMLResponse(page, headers={"Content-Security-Policy": report_page.POLICY, "Cache-Control": "no-store"})
+
+
+def _asked(request: Request | None, key: ApiKey) -> report_page.Asked | None:
+    """What the key may know of the request behind a version."""
+    if request is None or (request.created_by != key.actor and "requests:admin" not in key.scopes):
+        return None
+    return report_page.Asked(
+        id=request.id,
+        method=request.method,
+        recipe=request.recipe,
+        seed=request.seed,
+        kind=request.forget_kind,
+        count=request.forget_count,
+        requested_at=moment(request.requested_at) or "",
+    )
+
+
+def _report(checkpoint: Checkpoint, key: ApiKey) -> dict[str, Any]:
+    """As far as the key may know it."""
+    report = checkpoint.report
     if not report:
         raise NotFound("report: version 1 is the base as registered")
     if "requests:concept" not in key.scopes:  # figures by label would tell which one was to be forgotten
@@ -90,12 +144,17 @@ def get_picture(name: str, number: str, picture: str, lethe: Lethe, key: Concept
     checkpoint = find_checkpoint(lethe, name, number)[1]
     if picture not in checkpoint.report.get("pictures", []):
         raise NotFound("picture")
+    return Response(_picture(lethe, checkpoint, picture), media_type="image/png")
+
+
+def _picture(lethe: Deployment, checkpoint: Checkpoint, picture: str) -> bytes:
     with lethe.blobs.open(f"pictures/{checkpoint.manifest.removeprefix('manifests/')}/{picture}") as file:
-        return Response(file.read(), media_type="image/png")
+        content: bytes = file.read()
+    return content
 
 
-def find_checkpoint(lethe: Deployment, name: str, number: str) -> tuple[str, Checkpoint, list[Checkpoint]]:
-    """By number, `head` or alias. The model's name, the version, and all versions of the model."""
+def find_checkpoint(lethe: Deployment, name: str, number: str) -> tuple[Model, Checkpoint, list[Checkpoint]]:
+    """By number, `head` or alias. The model, the version, and all versions of the model."""
     with lethe.store.read() as session:
         model = models.find(session, name)
         if model is None:
@@ -105,7 +164,7 @@ def find_checkpoint(lethe: Deployment, name: str, number: str) -> tuple[str, Che
     checkpoint = next((each for each in family if each.number == wanted), None)
     if checkpoint is None:
         raise NotFound("checkpoint")
-    return model.name, checkpoint, family
+    return model, checkpoint, family
 
 
 def _number(session: Session, model_id: str, reference: str) -> int | None:

@@ -90,10 +90,10 @@ def get_file(
 )
 def get_archive(name: str, number: str, lethe: Lethe, key: Reader, reason: Reason = None) -> Response:
     """The whole directory as a zip, streamed; unpack it and open it with plain `from_pretrained`."""
-    model_name, checkpoint, _ = find_checkpoint(lethe, name, number)
+    model, checkpoint, _ = find_checkpoint(lethe, name, number)
     _admit(key, checkpoint, reason)
     _note_download(lethe, key, checkpoint, reason)
-    headers = {"Content-Disposition": f'attachment; filename="{model_name}-{checkpoint.number}.zip"'}
+    headers = {"Content-Disposition": f'attachment; filename="{model.name}-{checkpoint.number}.zip"'}
     return StreamingResponse(_zip(lethe, manifest_of(lethe, checkpoint)), headers=headers, media_type="application/zip")
 
 

@@ -12,7 +12,7 @@ from app.api.dependencies import After, Lethe, Limit, Page, Text, last_seen, mom
 from app.api.openapi import refusals
 from app.deployment import Deployment
 from app.errors import NotFound, PreconditionFailed, Refused
-from app.recipe import check_evaluation, check_policy
+from app.recipe import check_evaluation, check_policy, policy_warnings
 from app.records import checkpoint as checkpoints
 from app.records import model as models
 from app.records.api_key import ApiKey
@@ -77,6 +77,18 @@ class ModelPatch(BaseModel):
     )
 
 
+class Warned(BaseModel):
+    """A rule that the evaluation's settings cannot show; nothing is refused for it."""
+
+    field: str
+    rule: str = Field(description="What cannot be shown, and why.")
+    remedy: str
+    n: int = Field(description="Images that the settings give it.")
+    n_needed: int | None = Field(
+        description="Smallest n at which the best possible answer's 95 % Wilson interval reaches the threshold; null: none."
+    )
+
+
 class ModelOut(BaseModel):
     id: str
     name: str
@@ -88,6 +100,7 @@ class ModelOut(BaseModel):
     judge: str | None
     policy: dict[str, Any]
     evaluation: dict[str, Any]
+    warnings: list[Warned] = Field(description="Rules on a share that `evaluation` has too few images for.")
     head: int = Field(description="Number of the newest released checkpoint: the parent of the next version.")
     created_at: str
 
@@ -111,7 +124,8 @@ async def upload(request: Request, lethe: Lethe, key: Writer) -> dict[str, Any]:
 def register(body: ModelIn, response: Response, lethe: Lethe, key: Writer) -> dict[str, Any]:
     """Register a base model as version 1. Only safetensors and known configs are accepted; the config must match
     the weights and name a class of the family. Every data set's labels must be the model's; for families whose
-    catalogue entry says `labels_from: sets`, the labels of the sets are the model's."""
+    catalogue entry says `labels_from: sets`, the labels of the sets are the model's. A threshold that the evaluation has
+    too few images for is no refusal: `warnings` names it and the n that it needs."""
     policy = {kind: [threshold.model_dump() for threshold in thresholds] for kind, thresholds in body.policy.items()}
     new = NewModel(
         name=body.name,
@@ -229,6 +243,7 @@ def _out(model: Model, head: int) -> dict[str, Any]:
         "judge": model.judge_id,
         "policy": model.policy,
         "evaluation": model.evaluation,
+        "warnings": policy_warnings(model.family, model.policy, model.evaluation),
         "head": head,
         "created_at": moment(model.created_at),
     }

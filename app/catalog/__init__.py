@@ -6,6 +6,7 @@ a wrong recipe before any GPU is touched; a test ties every bound and default to
 """
 
 from app.catalog.families import CLASSIFIER, FAMILIES
+from app.catalog.intervals import LEVEL, n_needed, wilson
 from app.catalog.methods import METHODS
 from app.catalog.metrics import METRICS
 from app.catalog.types import Family, Files, Method, Metric, Parameter, Threshold
@@ -13,6 +14,7 @@ from app.catalog.types import Family, Files, Method, Metric, Parameter, Threshol
 __all__ = [
     "CLASSIFIER",
     "FAMILIES",
+    "LEVEL",
     "METHODS",
     "METRICS",
     "Family",
@@ -21,4 +23,6 @@ __all__ = [
     "Metric",
     "Parameter",
     "Threshold",
+    "n_needed",
+    "wilson",
 ]

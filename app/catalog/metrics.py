@@ -23,9 +23,16 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             "that the judge calls another label; rejected ones do not count. Vision-language: share of the forget set's "
             "answers that do not hold the label's name.",
             shows_forgetting=True,
+            interval="wilson",
+            n_from="forget_samples",
         ),
         "forget_top1": Metric(
-            "Forget top-1", (CLIP,), "target", "%", "Share of the forget set whose own label is the first answer."
+            "Forget top-1",
+            (CLIP,),
+            "target",
+            "%",
+            "Share of the forget set whose own label is the first answer.",
+            interval="wilson",
         ),
         "forget_top5": Metric(
             "Forget top-5",
@@ -33,6 +40,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             "target",
             "%",
             "Share of the forget set whose own label is among the first five answers.",
+            interval="wilson",
         ),
         "retain_accuracy": Metric(
             "Retain accuracy",
@@ -40,6 +48,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             "higher",
             "%",
             "Accuracy on the retain set; CLIP: zero-shot, among all labels' prompts, without forgotten labels.",
+            interval="wilson",
         ),
         "test_accuracy": Metric(
             "Test accuracy",
@@ -47,6 +56,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             "higher",
             "%",
             "Accuracy on the test set; when a label is forgotten, on its images of other labels.",
+            interval="wilson",
         ),
         "mia_efficacy": Metric(
             "Membership inference efficacy",
@@ -54,6 +64,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             "target",
             "%",
             "Share of the forget set that an SVC on true-label confidence takes for images never trained on.",
+            interval="wilson",
         ),
         "mia_auc": Metric(
             "Membership inference AUC",
@@ -77,6 +88,8 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             "lower",
             "%",
             "Share of the images asked for a forgotten label that the judge calls no label at all.",
+            interval="wilson",
+            n_from="forget_samples",
         ),
         "unlearning_accuracy_row_restored": Metric(
             "Unlearning accuracy, label row restored",
@@ -84,6 +97,8 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             "higher",
             "%",
             "Unlearning accuracy after the base's label rows of the forgotten labels are put back.",
+            interval="wilson",
+            n_from="forget_samples",
         ),
         "kept_accuracy": Metric(
             "Kept accuracy",
@@ -98,6 +113,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             "higher",
             "%",
             "The smallest such share among the kept labels; every label's share stands beside it.",
+            n_from="samples_per_label",
         ),
         "fid": Metric(
             "Frechet distance in the judge's features",
@@ -112,6 +128,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             "lower",
             "judge",
             "Mean squared distance of unit features between base and new images of kept labels at equal seeds.",
+            interval="bootstrap",
         ),
         "reconstruction_distance_forget": Metric(
             "Reconstruction distance, forget set",

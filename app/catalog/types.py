@@ -100,9 +100,19 @@ class Threshold:
 
 @dataclass(frozen=True)
 class Metric:
+    """One figure of the report. Its interval is said only where one is right: a mean of label shares, a smallest share, a
+    distance of distributions and an AUC have none, and counts are exact.
+    """
+
     title: str
     families: tuple[str, ...]
     direction: Literal["higher", "lower", "target"]
     unit: str
     definition: str
     shows_forgetting: bool = False  # an untouched network must miss a rule on one of these
+    interval: Literal["wilson", "bootstrap"] | None = (
+        None  # wilson: a share of n; bootstrap: a mean over n; None: neither
+    )
+    n_from: Literal["forget_samples", "samples_per_label"] | None = (
+        None  # the evaluation setting that a share's n follows
+    )

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from app import cli, settings
 from app.catalog import FAMILIES, METHODS
 from app.records import job as jobs
-from tests import pictures, tiny
+from tests import pictures, reports, tiny
 from tests.app.api.deployed import World, add_version
 from tests.app.captioned import PAINTER, unjudged
 from tests.app.captioned import archive as captioned
@@ -71,7 +71,16 @@ def test_every_command_that_answers_has_json() -> None:
         return found
 
     commands = walk(cli.main)
-    assert {"models register", "request", "watch", "pull", "requests", "report", "catalog"} <= commands.keys()
+    assert {
+        "models register",
+        "request",
+        "watch",
+        "pull",
+        "requests",
+        "report",
+        "compare",
+        "catalog",
+    } <= commands.keys()
     lacking = {
         name
         for name, command in commands.items()
@@ -185,6 +194,46 @@ def test_a_server_that_is_away_is_one_line(monkeypatch: pytest.MonkeyPatch) -> N
     assert json.loads(lethe("requests", "--json", status=1).stderr)["title"] == "No server"
 
 
+def test_a_version_s_report_is_shown_and_saved_as_a_page(world: World, tmp_path: Path) -> None:
+    number, _ = add_version(world, tmp_path, report=reports.of_a_generator(pictures=["grid.png"]))
+    assert (
+        answer("report", f"digits:{number}")
+        == answer("report", "digits")
+        == reports.of_a_generator(pictures=["grid.png"])
+    )
+    assert "97.50" in lethe("report", f"digits:{number}").stdout
+    page = tmp_path / "report.html"
+    assert answer("report", f"digits:{number}", "--html", str(page)) == {"path": str(page)}
+    assert page.read_text().startswith("<!DOCTYPE html>") and "data:image/png;base64," in page.read_text()
+    assert str(page) in lethe("report", "digits", "--html", str(page)).stdout
+    assert lethe("report", "digits:1", "--html", str(tmp_path / "none"), status=1).stderr.startswith("Not found: ")
+    assert not (tmp_path / "none").exists()
+
+
+def test_two_versions_are_compared(world: World, tmp_path: Path) -> None:
+    first, _ = add_version(world, tmp_path, report=reports.of_a_generator())
+    rule = {"rule": "at_least", "value": 95.0}
+    weaker = reports.figure("unlearning_accuracy", 90.0, 2.5, threshold=rule, passed=False, n_needed=73)
+    second, _ = add_version(world, tmp_path, report=reports.report(weaker, verdict="failed", judge="sha256:other"))
+    found = answer("compare", f"digits:{first}", f"digits:{second}")
+    assert found["versions"] == [f"digits:{first}", f"digits:{second}"] and found["verdicts"] == ["passed", "failed"]
+    assert found["figures"][0]["difference"] == -7.5 and found["unlike"] == ["judge"]
+    assert [side["rules"][0]["passed"] for side in found["figures"][0]["sides"]] == [True, False]
+    shown = lethe("compare", f"digits:{first}", "digits").stdout
+    for part in (
+        f"digits:{first}",
+        "digits:head",
+        "97.50",
+        "87.12 to 99.56",
+        "≥ 95 yes",
+        "≥ 95 NO",
+        "-7.50",
+        "not measured alike (judge)",
+    ):
+        assert part in shown, part
+    assert lethe("compare", "digits:1", "digits", status=1).stderr.startswith("Not found: ")
+
+
 def test_a_report_is_shown_as_a_table(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     rule = {"rule": "at_least", "value": 95.0}
     figure = {
@@ -197,8 +246,10 @@ def test_a_report_is_shown_as_a_table(world: World, capsys: pytest.CaptureFixtur
     }
     rows = [{**figure, "threshold": rule, "passed": True}, {**figure, "value": None, "threshold": rule, "passed": False},
             {**figure, "name": "fid[judge]", "threshold": None, "passed": None}]  # fmt: skip
+    rows[0] |= {"n_needed": 73, "interval": {"level": 95, "low": 87.12, "high": 99.56, "by": "wilson"}}
+    rows.append({**rows[2], "threshold": {"rule": "times_before_at_most", "value": 1.1}, "passed": None})
     cli.show_report(cli.Console(width=200), {"figures": rows, "verdict": "failed"})
     shown = capsys.readouterr().out
-    assert (
-        "97.50" in shown and "≥ 95" in shown and "NO" in shown and "fid[judge]" in shown and "verdict: failed" in shown
-    )
+    for part in ("97.50", "87.12 to 99.56", "≥ 95", "40 (73 needed)", "NO", "fid[judge]", "≤ 1.1 × before", "not measured",
+                 "verdict: failed"):  # fmt: skip
+        assert part in shown, part

@@ -203,6 +203,9 @@ def test_a_quarantined_version_is_pulled_with_a_reason_only(lethe: Lethe, world:
 def test_reports_and_pictures(lethe: Lethe, world: World, tmp_path: Path) -> None:
     number, _ = add_version(world, tmp_path)
     assert lethe.report("digits", number)["verdict"] == "passed"
+    assert lethe.report_page("digits", number).startswith(b"<!DOCTYPE html>")
     assert lethe.picture("digits", number, "grid.png").startswith(b"\x89PNG")
     with pytest.raises(Problem):
         lethe.picture("digits", number, "absent.png")
+    with pytest.raises(Problem):
+        lethe.report_page("digits", 1)

@@ -10,7 +10,7 @@ from app.deployment import deploy
 from app.main import create_app
 from app.settings import Settings
 
-OPEN = ("/healthz", "/readyz", "/v1/catalog")
+OPEN = ("/healthz", "/readyz", "/v1/catalog", "/v1/schemas/report")
 
 
 @pytest.fixture(scope="module")

@@ -18,9 +18,11 @@ from torch import nn
 
 from app.catalog import FAMILIES, METHODS, METRICS, Threshold
 from app.errors import JobError
+from app.report import Report
 from demo import networks
 from demo.digits import splits
 from tests import tiny
+from tests.app.test_report import beyond_the_schema
 from worker import evaluate
 from worker.answers import classifier, generator
 from worker.families import Samples, class_diffusion, image_classifier
@@ -175,6 +177,7 @@ def report(directory: Path, change: Callable[[nn.Module], None]) -> evaluate.Rep
 def test_the_report_is_json_says_who_judged_and_never_says_erased(tmp_path: Path) -> None:
     made = report(tmp_path, lambda network: None)
     text = json.dumps(made.document, allow_nan=False)
+    assert beyond_the_schema(Report.model_validate_json(text)) == []
     assert "erase" not in text.lower() and "guarantee" not in text.lower()
     rows = {row["metric"]: row for row in made.document["figures"]}
     assert rows["integrity"]["value"] == 0.0 and rows["integrity"]["name"] == "integrity[judge]"

@@ -20,12 +20,16 @@ IDEAL = {"class_label": 0.0}
 
 
 def measure(answers: Answers, evidence: Evidence) -> tuple[float, int]:
+    each = per_image(answers, evidence)
+    return (float(np.mean(each)), len(each)) if len(each) else UNMEASURED
+
+
+def per_image(answers: Answers, evidence: Evidence) -> np.ndarray:
+    """What the figure is the mean of, (n,): each kept image's own squared distance to the base's."""
     if not isinstance(answers, GeneratorAnswers) or not isinstance(evidence.before, GeneratorAnswers):
-        return UNMEASURED
+        return np.zeros(0)
     kept = ~answers.of_forgotten
-    if not kept.any():
-        return UNMEASURED
-    return distance(answers.features[kept], evidence.before.features[kept]), int(kept.sum())
+    return distances(answers.features[kept], evidence.before.features[kept])
 
 
 def rings(answers: Answers, before: Answers) -> dict[str, dict[str, float]]:
@@ -44,12 +48,15 @@ def rings(answers: Answers, before: Answers) -> dict[str, dict[str, float]]:
     pairs = {ring: (answers.features[of_ring], before.features[of_ring]) for ring, of_ring in rows.items()}
     pairs["generic"] = answers.generic, before.generic
     return {
-        ring: {"value": round(distance(*pair), 6), "n": len(pair[0])} for ring, pair in pairs.items() if len(pair[0])
+        ring: {"value": round(float(np.mean(distances(*pair))), 6), "n": len(pair[0])}
+        for ring, pair in pairs.items()
+        if len(pair[0])
     }
 
 
-def distance(one: np.ndarray, other: np.ndarray) -> float:
-    return float(np.mean(np.sum((unit(one) - unit(other)) ** 2, axis=1)))
+def distances(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    apart: np.ndarray = np.sum((unit(one) - unit(other)) ** 2, axis=1)
+    return apart
 
 
 def unit(features: np.ndarray) -> np.ndarray:

@@ -22,7 +22,7 @@ from app.records import request as requests
 from app.records.base import new_id
 from app.records.checkpoint import Checkpoint, Status
 from app.submission import new_job
-from tests import pictures, tiny
+from tests import pictures, reports, tiny
 from tests.conftest import client_for
 
 Response = Any  # the test client's own class, which differs with the httpx that is installed
@@ -105,7 +105,12 @@ def asked(client: TestClient, **body: Any) -> dict[str, Any]:
 
 
 def add_version(
-    world: World, folder: Path, status: Status = Status.RELEASED, supersede: bool = False
+    world: World,
+    folder: Path,
+    status: Status = Status.RELEASED,
+    supersede: bool = False,
+    report: dict[str, Any] | None = None,
+    request_id: str | None = None,
 ) -> tuple[int, Path]:
     """Another version of `digits`, stored as a worker stores it. Its number, and the directory that was packed."""
     number = next(_numbers)
@@ -122,9 +127,9 @@ def add_version(
     lethe.blobs.put(names["manifest"], weights.encode(manifest))
     lethe.blobs.put(f"pictures/test-{number}/grid.png", pictures.png(number))
     version = Checkpoint(
-        id=new_id("ckpt"), model_id=model.id, parent_id=parent.id, status=status, pack=names["pack"], manifest=names["manifest"],
+        id=new_id("ckpt"), model_id=model.id, parent_id=parent.id, request_id=request_id, status=status, pack=names["pack"], manifest=names["manifest"],
         digest=weights.digest(manifest), changes=dict(weights.changes(manifest, before)),
-        report={"verdict": "passed", "figures": [], "pictures": ["grid.png"]},
+        report=report or reports.report(pictures=["grid.png"]),
     )  # fmt: skip
     with lethe.store.write() as session:
         checkpoints.add(session, version, "worker:test")

@@ -3,17 +3,20 @@
 import base64
 import hashlib
 import io
+import json
 import zipfile
 from pathlib import Path
 
 import pytest
 import torch
+from fastapi.testclient import TestClient
 from transformers import ViTForImageClassification
 
-from app.records import checkpoint as checkpoints
-from app.records import model as models
+from app import report as published
+from app.main import create_app
 from app.records.checkpoint import Status
-from tests.app.api.deployed import World, add_version, refused, stored
+from tests import reports
+from tests.app.api.deployed import World, add_version, asked, refused, stored
 
 BASE = "/v1/models/digits/checkpoints"
 FILE = "model.safetensors"
@@ -49,16 +52,42 @@ def test_report_and_pictures_of_a_version(world: World, tmp_path: Path) -> None:
 
 
 def test_figures_by_label_are_for_keys_that_may_know_the_concept(world: World, tmp_path: Path) -> None:
-    number, _ = add_version(world, tmp_path)
-    with world.lethe.store.write() as session:
-        model = models.find(session, "digits")
-        assert model is not None
-        version = checkpoints.find(session, model.id, number)
-        assert version is not None
-        version.report = {**version.report, "figures": [{"name": "per_class_accuracy", "by_label": {"3": 0.0}}]}
+    row = reports.figure("per_class_accuracy", 90.0, by_label={"3": 0.0})
+    number, _ = add_version(world, tmp_path, report=reports.report(row))
     (shown,) = world.admin.get(f"{BASE}/{number}/report").json()["figures"]
     (hidden,) = world.requester.get(f"{BASE}/{number}/report").json()["figures"]
-    assert shown["by_label"] == {"3": 0.0} and hidden == {"name": "per_class_accuracy"}
+    assert shown["by_label"] == {"3": 0.0} and hidden == {name: row[name] for name in row if name != "by_label"}
+
+
+def test_a_report_is_served_as_it_was_stored_and_meets_the_published_schema(world: World, tmp_path: Path) -> None:
+    stored_report = reports.of_a_generator(later="a field of another version")
+    number, _ = add_version(world, tmp_path, report=stored_report)
+    served = world.admin.get(f"{BASE}/{number}/report").json()
+    assert served == stored_report
+    answer = TestClient(create_app(world.lethe)).get("/v1/schemas/report")
+    assert answer.headers["content-type"] == "application/schema+json"
+    assert answer.json() == json.loads(json.dumps(published.schema()))
+    documented = world.admin.get("/openapi.json").json()["components"]["schemas"]["Report"]
+    assert documented["required"] == answer.json()["required"]
+
+
+def test_the_page_shows_each_key_what_it_may_know(world: World, tmp_path: Path) -> None:
+    made = asked(world.requester, concept="zaphod beeblebrox", recipe={"mask_fraction": 0.25})
+    document = reports.of_a_generator(pictures=["grid.png"])
+    number, _ = add_version(world, tmp_path, report=document, request_id=made["id"])
+    url = f"{BASE}/{number}/report.html"
+    mine, whole, foreign = (client.get(url) for client in (world.requester, world.admin, world.stranger))
+    for answer in (mine, whole, foreign):
+        assert answer.status_code == 200 and answer.headers["content-type"] == "text/html; charset=utf-8"
+        assert answer.headers["content-security-policy"].startswith("default-src 'none'")
+        assert answer.headers["cache-control"] == "no-store"
+        assert "zaphod" not in answer.text and "97.50" in answer.text and "by_label" not in answer.text
+    shown = base64.b64encode(world.admin.get(f"{BASE}/{number}/pictures/grid.png").content).decode()
+    assert shown in whole.text and "<img" not in mine.text + foreign.text
+    assert "mask_fraction=0.25" in mine.text and "mask_fraction=0.25" in whole.text
+    assert made["id"] not in foreign.text and "mask_fraction" not in foreign.text
+    refused(world.requester.get(f"{BASE}/1/report.html"), 404, "not-found")
+    refused(world.requester.get(f"{BASE}/999/report.html"), 404, "not-found")
 
 
 def test_each_file_of_each_version_is_what_save_pretrained_wrote(world: World, tmp_path: Path) -> None:

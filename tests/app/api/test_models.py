@@ -150,6 +150,25 @@ def test_a_generator_takes_a_judge_that_knows_its_labels(world: World, tmp_path:
     refused(register(world, "painter-2", unet, judge="nobody", **options), 422, "unknown-judge", "judge")
 
 
+def test_a_threshold_that_the_evaluation_cannot_show_is_named_and_not_refused(world: World, tmp_path: Path) -> None:
+    judge = tiny.write("vit", tmp_path / "judge", reject_below=0.5)
+    assert register(world, "sure-judge", judge).status_code == 201
+    options = {"family": "class_diffusion", "retain": "train-set", "judge": "sure-judge"}
+    unet = tiny.write("unet", tmp_path / "unet")
+    made = register(world, "few", unet, evaluation={"forget_samples": 40}, **options)
+    assert made.status_code == 201
+    found = {each["field"]: (each["n"], each["n_needed"]) for each in made.json()["warnings"]}
+    assert found == {"policy.class_label[0]": (40, 73)}
+    assert all(each["rule"] and "forget_samples" in each["remedy"] for each in made.json()["warnings"])
+    path, any_version = "/v1/models/few", {"If-Match": "*"}
+    assert world.admin.get(path).json()["warnings"] == made.json()["warnings"]
+    enough = world.admin.patch(path, json={"evaluation": {"forget_samples": 73}}, headers=any_version)
+    assert enough.json()["warnings"] == []
+    policy = {"class_label": [{"metric": "unlearning_accuracy", "rule": "at_least", "value": 99}]}
+    (warned,) = world.admin.patch(path, json={"policy": policy}, headers=any_version).json()["warnings"]
+    assert (warned["n"], warned["n_needed"]) == (73, 381)
+
+
 def test_a_change_needs_the_present_etag_and_raises_it(world: World) -> None:
     assert register(world, "changing", world.directory, test="test-set").status_code == 201
     before = stored(world.lethe)

@@ -13,7 +13,7 @@ from app.settings import Settings
 from tests.app.api.deployed import refused
 from tests.conftest import client_for
 
-OPEN = ("/healthz", "/readyz", "/v1/catalog")
+OPEN = ("/healthz", "/readyz", "/v1/catalog", "/v1/schemas/report")
 MARKER = "anna-smith-1984"
 ADMINS = {
     ("get", "/v1/models/{name}/checkpoints/{number}/pictures/{picture}"),

@@ -1,0 +1,40 @@
+"""A figure of a report in words, for a terminal's table and for the page alike."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from app.catalog.types import Rule
+
+RULES: Mapping[Rule, str] = {
+    "at_least": "≥ {:g}",
+    "at_most": "≤ {:g}",
+    "drop_at_most": "drop ≤ {:g}",
+    "share_of_before": "≤ {:g} × before",
+    "times_before_at_least": "≥ {:g} × before",
+    "times_before_at_most": "≤ {:g} × before",
+}
+
+
+def number(value: float | None) -> str:
+    """Two decimals; of what would vanish in them, two digits."""
+    if value is None:
+        return ""
+    return f"{value:.2g}" if 0 < abs(value) < 0.01 else f"{value:.2f}"
+
+
+def interval(ends: Mapping[str, Any] | None) -> str:
+    return "" if ends is None else f"{number(ends['low'])} to {number(ends['high'])}"
+
+
+def rule(threshold: Mapping[str, Any] | None) -> str:
+    return "" if threshold is None else RULES[threshold["rule"]].format(threshold["value"])
+
+
+def count(figure: Mapping[str, Any]) -> str:
+    """n, and the n that the figure's rule needs where it is larger."""
+    needed = figure.get("n_needed")
+    return str(figure["n"]) if needed is None or needed <= figure["n"] else f"{figure['n']} ({needed} needed)"
+
+
+def met(figure: Mapping[str, Any]) -> str:
+    return {True: "yes", False: "NO", None: "not measured" if figure["threshold"] else ""}[figure["passed"]]

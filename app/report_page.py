@@ -1,0 +1,114 @@
+"""A report as one HTML page that needs nothing else: no script, no link, pictures within. For people, print and archives.
+
+It is given what the reader may know and shows no more: the document without figures by label, pictures only where the reader
+may see them, and never a concept. Everything is escaped, since names of layers come from files that strangers uploaded.
+"""
+
+import base64
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from app import figures
+from app.catalog import METHODS, METRICS
+from app.report import Figure, Report
+
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # what a browser may do with the page
+CAPTIONS = {
+    "grid.png": "The same seeds before and after: what differs was changed by the unlearning alone.",
+    "front.png": "The layers that were weighed: importance for what is forgotten against alignment with what is kept.",
+    "search.png": "The search of the step size: what is still recognised at each.",
+    "cosines.png": "How alike the gradients of the forgotten labels are.",
+    "losses.png": "Losses by step.",
+}
+_templates = Environment(
+    loader=FileSystemLoader(Path(__file__).parent / "templates"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+
+
+@dataclass(frozen=True)
+class Version:
+    """What the page is about. Moments are RFC 3339."""
+
+    model: str
+    family: str
+    number: int
+    parent: int | None
+    status: str
+    created_at: str
+    digest: str
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The request behind the version, without what names the person."""
+
+    id: str
+    method: str
+    recipe: Mapping[str, Any]
+    seed: int
+    kind: str
+    count: int
+    requested_at: str
+
+
+def render(
+    version: Version, document: Mapping[str, Any], asked: Asked | None, pictures: Mapping[str, bytes] | None
+) -> str:
+    """`asked` None: the reader may not see the request. `pictures` None: the reader may not see any."""
+    report = Report.model_validate(document)
+    return _templates.get_template("report.html").render(
+        policy=POLICY,
+        version=version,
+        report=report,
+        asked=asked,
+        recipe=_shown_recipe(asked) if asked else {},
+        rows=[_row(each, report.judge) for each in report.figures],
+        definitions={METRICS[each.metric].title: METRICS[each.metric].definition for each in report.figures if each.metric in METRICS},
+        pictures=None if pictures is None else [_picture(name, png) for name, png in pictures.items()],
+        patches=[patch for patch in report.trace.get("patches") or [] if isinstance(patch, dict)],
+        others=sorted({digest for each in report.figures for digest in each.evaluators} - {report.judge}),
+        number=figures.number,
+    )  # fmt: skip
+
+
+def _row(figure: Figure, judge: str | None) -> dict[str, Any]:
+    """A figure in words."""
+    said = figure.model_dump()
+    return {
+        "figure": figure,
+        "value": figures.number(figure.value) or "not measured",
+        "interval": figures.interval(said["interval"]),
+        "before": figures.number(figure.before),
+        "before_interval": figures.interval(said["before_interval"]),
+        "target": figures.number(figure.target),
+        "rule": figures.rule(said["threshold"]),
+        "met": {True: "met", False: "missed", None: "not measured"}[figure.passed] if figure.threshold else "",
+        "few": figure.n_needed is not None and figure.n_needed > figure.n,
+        "judges": ["the judge" if digest == judge else _short(digest) for digest in figure.evaluators],
+    }
+
+
+def _short(digest: str) -> str:
+    return digest.removeprefix("sha256:")[:12]
+
+
+def _shown_recipe(asked: Asked) -> dict[str, Any]:
+    """Hyper-parameters but for free text, which may name somebody."""
+    known = METHODS[asked.method].parameters if asked.method in METHODS else {}
+    return {name: value for name, value in asked.recipe.items() if name in known and known[name].kind != "text"}
+
+
+def _picture(name: str, png: bytes) -> dict[str, str]:
+    return {
+        "caption": CAPTIONS.get(name, name.removesuffix(".png")),
+        "source": f"data:image/png;base64,{base64.b64encode(png).decode()}",
+    }

@@ -1,0 +1,87 @@
+"""Wilson's interval against scipy's, and the n at which a threshold on a share can be shown at all."""
+
+import pytest
+from scipy.stats import binomtest
+
+from app.catalog import FAMILIES, METRICS, Threshold, n_needed, wilson
+from app.recipe import check_evaluation, policy_warnings
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 20, 73, 500, 100_000])
+def test_wilson_s_interval_is_scipy_s(n: int) -> None:
+    for right in {0, 1, n // 3, n // 2, n - 1, n}:
+        known = binomtest(right, n).proportion_ci(confidence_level=0.95, method="wilson")
+        assert wilson(right, n) == pytest.approx((100 * known.low, 100 * known.high), abs=1e-9)
+
+
+def test_an_interval_ends_exactly_where_nothing_more_is_possible() -> None:
+    assert wilson(0, 9)[0] == 0.0 and wilson(9, 9)[1] == 100.0
+
+
+@pytest.mark.parametrize("value", [0.5, 20.0, 50.0, 90.0, 95.0, 99.0, 99.9])
+def test_the_n_needed_is_the_smallest_at_which_the_best_answer_reaches_the_threshold(value: float) -> None:
+    n = n_needed(Threshold("forget_rejected", "at_least", value))
+    assert n is not None and wilson(n, n)[0] >= value
+    assert n == 1 or wilson(n - 1, n - 1)[0] < value
+    n = n_needed(Threshold("forget_rejected", "at_most", value))
+    assert n is not None and wilson(0, n)[1] <= value
+    assert n == 1 or wilson(0, n - 1)[1] > value
+
+
+def test_some_needs_by_hand() -> None:
+    needs = {value: n_needed(Threshold("unlearning_accuracy", "at_least", value)) for value in (95.0, 90.0, 0.0, 100.0)}
+    assert needs == {95.0: 73, 90.0: 35, 0.0: 1, 100.0: None}
+    assert n_needed(Threshold("forget_rejected", "at_most", 20.0)) == 16
+    assert n_needed(Threshold("forget_rejected", "at_most", 0.0)) is None
+    assert n_needed(Threshold("kept_accuracy", "drop_at_most", 3.0)) is None
+    assert n_needed(Threshold("unlearning_accuracy", "at_least", 99.99999999999999)) is not None
+
+
+def test_shares_have_wilson_s_interval_and_what_is_none_has_not() -> None:
+    shares = {name for name, metric in METRICS.items() if metric.interval == "wilson"}
+    assert shares == {
+        "unlearning_accuracy", "forget_top1", "forget_top5", "retain_accuracy", "test_accuracy", "mia_efficacy",
+        "forget_rejected", "unlearning_accuracy_row_restored",
+    }  # fmt: skip
+    assert all(METRICS[name].unit == "%" for name in shares)
+    assert [name for name, metric in METRICS.items() if metric.interval == "bootstrap"] == ["integrity"]
+
+
+def test_a_metric_s_n_follows_a_setting_that_its_family_has() -> None:
+    for name, metric in METRICS.items():
+        settings = [FAMILIES[family].evaluation for family in metric.families]
+        assert metric.n_from is None or any(metric.n_from in each for each in settings), name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_family_s_own_policy_asks_for_more_than_its_own_settings_can_show(family: str) -> None:
+    policy = {kind: [vars(rule) for rule in rules] for kind, rules in FAMILIES[family].default_policy.items()}
+    assert policy_warnings(family, policy, check_evaluation(family, {})) == []
+
+
+def test_too_few_images_for_a_threshold_are_said_with_the_n_that_it_needs() -> None:
+    rules = [
+        {"metric": "unlearning_accuracy", "rule": "at_least", "value": 95.0},
+        {"metric": "forget_rejected", "rule": "at_most", "value": 20.0},
+        {"metric": "kept_accuracy", "rule": "drop_at_most", "value": 3.0},
+        {"metric": "per_class_accuracy", "rule": "at_least", "value": 80.0},
+    ]
+    evaluation = check_evaluation("class_diffusion", {"forget_samples": 40, "samples_per_label": 10})
+    found = policy_warnings("class_diffusion", {"class_label": rules}, evaluation)
+    assert [(each["field"], each["n"], each["n_needed"]) for each in found] == [
+        ("policy.class_label[0]", 40, 73),
+        ("policy.class_label[3]", 10, 16),
+    ]
+    assert "91.2" in found[0]["rule"] and "forget_samples" in found[0]["remedy"] and "73" in found[0]["remedy"]
+    assert "samples_per_label" in found[1]["remedy"]
+
+
+def test_a_threshold_that_no_n_can_show_says_so() -> None:
+    rules = [{"metric": "forget_rejected", "rule": "at_most", "value": 0.0}]
+    (found,) = policy_warnings("class_diffusion", {"class_label": rules}, check_evaluation("class_diffusion", {}))
+    assert found["n_needed"] is None and "above 0" in found["remedy"]
+
+
+def test_where_the_forget_set_decides_n_nothing_is_said_beforehand() -> None:
+    rules = [{"metric": "unlearning_accuracy", "rule": "at_least", "value": 99.9}]
+    assert policy_warnings("image_classifier", {"class_label": rules}, {}) == []
