@@ -1,7 +1,7 @@
 """/v1/models and /v1/uploads: base networks, the sets that judge them, and their policy."""
 
 import tempfile
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Request, Response
 from fastapi.concurrency import run_in_threadpool
@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from app.api.datasets import ARCHIVE_BODY, receive
 from app.api.dependencies import After, Lethe, Limit, Page, Text, last_seen, moment, need, paged
 from app.api.openapi import refusals
+from app.catalog.types import Rule
 from app.deployment import Deployment
 from app.errors import NotFound, PreconditionFailed, Refused
 from app.recipe import check_evaluation, check_policy, policy_warnings
@@ -30,8 +31,9 @@ Slug = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9]
 class ThresholdIn(BaseModel):
     model_config = ConfigDict(extra="forbid")
     metric: str = Field(description="See GET /v1/catalog.")
-    rule: Literal["at_least", "at_most", "drop_at_most", "share_of_before"] = Field(
-        description="On the value after; drop_at_most: points below the base's; share_of_before: share of the base's."
+    rule: Rule = Field(
+        description="On the value after; drop_at_most: points below the base's; share_of_before: share of the base's; "
+        "times_before_at_least, times_before_at_most: the value divided by the base's."
     )
     value: float = Field(strict=True, allow_inf_nan=False)
 

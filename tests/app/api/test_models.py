@@ -4,10 +4,12 @@ import json
 import shutil
 import threading
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from app import catalog
+from app.catalog.types import Rule
 from app.records import model as models
 from tests import pictures, tiny
 from tests.app.api.deployed import (
@@ -148,6 +150,13 @@ def test_a_generator_takes_a_judge_that_knows_its_labels(world: World, tmp_path:
     assert answer.json()["evaluation"]["forget_samples"] == 500
     refused(register(world, "painter-2", unet, judge="painter", **options), 422, "unknown-judge", "judge")
     refused(register(world, "painter-2", unet, judge="nobody", **options), 422, "unknown-judge", "judge")
+
+
+def test_a_policy_may_hold_every_rule_of_the_catalogue(world: World, tmp_path: Path) -> None:
+    rules = [{"metric": "test_accuracy", "rule": rule, "value": 1.0} for rule in get_args(Rule)]
+    vit = tiny.write("vit", tmp_path / "vit")
+    made = register(world, "ruled", vit, retain="train-set", policy={"class_label": rules})
+    assert made.status_code == 201 and made.json()["policy"]["class_label"] == rules
 
 
 def test_a_threshold_that_the_evaluation_cannot_show_is_named_and_not_refused(world: World, tmp_path: Path) -> None:
