@@ -8,7 +8,8 @@ import hashlib
 import inspect
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -27,9 +28,21 @@ def trained(name: str, make: Callable[[Path], None], *sources: ModuleType) -> Pa
         building = folder.with_name(f".{folder.name}-{os.getpid()}")
         building.mkdir(parents=True)
         try:
-            make(building)
-            building.rename(folder)
-        except BaseException:
+            with one_thread():
+                make(building)
+            if not folder.is_dir():  # another run may have been faster
+                building.rename(folder)
+        finally:
             shutil.rmtree(building, ignore_errors=True)
-            raise
     return folder
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Sums over one thread: the same network on a machine with more of them."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

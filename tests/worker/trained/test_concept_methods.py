@@ -89,4 +89,5 @@ def test_what_reads_the_text_forgets_the_concept_and_keeps_the_others(
     print({"before": before.tolist(), "after": after.tolist()})  # noqa: T201
     others = [each for each in range(COUNT) if each != GONE]
     assert after[GONE] <= 0.3
-    assert (before - after)[others].max() <= 0.1
+    assert (before - after)[others].mean() <= 0.05
+    assert (before - after)[others].max() <= 0.2  # of 24 images, so one more or less is 4 points
