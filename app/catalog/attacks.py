@@ -41,7 +41,7 @@ ATTACKS: Mapping[str, Attack] = MappingProxyType(
                     0,
                     10,
                     exclusive_minimum=True,
-                    by_family={DIFFUSION: 3e-4, CLIP: 1e-4, TEXT_TO_IMAGE: 1e-5, VISION_LANGUAGE: 1e-5},
+                    by_family={DIFFUSION: 3e-4, CLIP: 1e-5, TEXT_TO_IMAGE: 1e-5, VISION_LANGUAGE: 1e-5},
                 ),
                 "measured": _MEASURED,
             },
