@@ -7,22 +7,25 @@ Recipes, the attack's parameters and the bounds asserted here were settled on th
 import json
 from collections.abc import Iterator
 from functools import partial
-from math import sqrt
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from app.catalog import ATTACKS
+from app.catalog import ATTACKS, wilson
+from demo import networks as digits
+from demo.digits import classifier_splits
 from tests.worker.trained.digit_case import DigitCase
 from worker.answers import classifier
-from worker.attacks import Count, Found, quantised_copies, relearning
-from worker.families import image_classifier
+from worker.attacks import Count, Found, membership_sweep, quantised_copies, relearning
+from worker.families import Samples, image_classifier
 from worker.methods import random_label, salun
 
 pytestmark = [pytest.mark.verify, pytest.mark.timeout(900)]
 CASES = [(3, 201), (5, 202), (7, 203), (3, 204), (5, 205)]  # digit, seed
+SWEPT = (31, 32, 33)  # seeds
 METHODS: dict[str, Any] = {
     "random_label": (random_label, {"epochs": 10, "batch_size": 64, "learning_rate": 0.01}),
     "salun": (salun, {"epochs": 10, "batch_size": 64, "learning_rate": 0.01}),
@@ -74,16 +77,15 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, list[
 
 def pooled(several: list[Found], **where: Any) -> Count:
     """The counts of one moment or copy, over all cases."""
-    rows = [row for each in several for row in each["rows"] if all(row[key] == value for key, value in where.items())]
+    rows = [
+        row for each in several for row in each["rows"] if all(row.get(key) == value for key, value in where.items())
+    ]
     return {"success": sum(row["success"] for row in rows), "total": sum(row["total"] for row in rows)}
 
 
 def interval(count: Count) -> tuple[float, float]:
     """Wilson's, 95 %, in percent."""
-    n, share, z = count["total"], count["success"] / count["total"], 1.96
-    middle, spread = share + z * z / (2 * n), z * sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    low, high = (100 * (middle + sign * spread) / (1 + z * z / n) for sign in (-1, 1))
-    return max(low, 0.0), min(high, 100.0)
+    return wilson(count["success"], count["total"])
 
 
 def test_relearning_tells_a_digit_that_was_hidden_from_one_that_was_never_learned(
@@ -103,6 +105,29 @@ def test_relearning_tells_a_digit_that_was_hidden_from_one_that_was_never_learne
     assert hidden[0] > never[1]
     for retrained, lowered in zip(curves["retrained"], curves["lowered_bias"], strict=True):  # on every seed
         assert pooled([lowered], step=10)["success"] > pooled([retrained], step=10)["success"] + 10
+
+
+def test_the_sweep_tells_members_from_unseen_images_and_not_in_a_network_that_never_saw_them(tmp_path: Path) -> None:
+    """The demo's classifiers know 400 digits by heart; 60 of them are what was forgotten, 1,200 are unseen."""
+    torch.set_num_threads(1)
+    found: dict[str, list[Found]] = {"classifier": [], "classifier-reference": []}
+    for seed in SWEPT:
+        parts = {
+            name: Samples(digits.in_range(part.images), torch.from_numpy(part.labels))
+            for name, part in classifier_splits(seed).items()
+        }
+        for what, several in found.items():
+            digits.train(what, tmp_path / f"{what}-{seed}", lambda done, total: None, 0, seed)
+            network = image_classifier.load(tmp_path / f"{what}-{seed}", torch.device("cpu"))
+            sets = parts["forget"], parts["retain"], parts["test"]
+            generator = torch.Generator().manual_seed(seed)
+            several.append(membership_sweep.attack(network, image_classifier, *sets, recognised, generator=generator))
+            rows = several[-1]["rows"]
+            print(json.dumps({"network": what, "seed": seed, **rows[0], "at 5 %": rows[3]["success"], "of": 60}))  # noqa: T201
+    told = {what: pooled(several, measure="balanced_accuracy") for what, several in found.items()}
+    print(json.dumps({what: [count, interval(count)] for what, count in told.items()}))  # noqa: T201
+    assert interval(told["classifier"])[0] > interval(told["classifier-reference"])[1]
+    assert all(each["rows"][0]["low"] > 0.5 for each in found["classifier"])
 
 
 def test_rounding_leaves_these_networks_as_they_are(found: dict[str, dict[str, list[Found]]]) -> None:
