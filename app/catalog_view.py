@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from app.catalog import FAMILIES, METHODS, METRICS, Parameter
+from app.catalog import ATTACKS, FAMILIES, METHODS, METRICS, Parameter
 
 
 def catalogue() -> dict[str, Any]:
@@ -49,6 +49,20 @@ def catalogue() -> dict[str, Any]:
                 "n_from": metric.n_from,
             }
             for name, metric in METRICS.items()
+        ],
+        "attacks": [
+            {
+                "name": name,
+                "title": attack.title,
+                "source": attack.source,
+                "families": list(attack.families),
+                "direction": attack.direction,
+                "definition": attack.definition,
+                "parameters": {
+                    key: _parameter(parameter, attack.families) for key, parameter in attack.parameters.items()
+                },
+            }
+            for name, attack in ATTACKS.items()
         ],
     }
 

@@ -123,7 +123,7 @@ def make_key(name: str, role: str, as_json: bool) -> None:
 @main.command()
 @json_option
 def catalog(as_json: bool) -> None:
-    """Installed methods, families and metrics; needs no server."""
+    """Installed methods, families, metrics and attacks; needs no server."""
     found = catalogue()
     if as_json:
         click.echo(json.dumps(found, indent=2))
@@ -133,6 +133,7 @@ def catalog(as_json: bool) -> None:
         table.add_row(method["name"], ", ".join(method["families"]), method["source"])
     console.print(table)
     console.print("metrics:", ", ".join(metric["name"] for metric in found["metrics"]))
+    console.print("attacks:", ", ".join(attack["name"] for attack in found["attacks"]))
 
 
 @main.group()

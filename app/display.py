@@ -59,6 +59,9 @@ class Watcher:
             self._progress.update(self._task, completed=total, left="")
 
 
+SHOWN = (("unlearned", "before"), ("unlearned", "after"), ("base", "after"), ("reference", "after"))
+
+
 def show_report(console: Console, report: dict[str, Any]) -> None:
     """Figures with their value before and after, interval, target, threshold, n and whether the threshold was met."""
     table = Table(
@@ -85,9 +88,34 @@ def show_report(console: Console, report: dict[str, Any]) -> None:
             met(figure),
         )
     console.print(table)
+    if report.get("attacks"):
+        console.print(attack_table(report["attacks"]))
     if report.get("left_out"):
         console.print(f"{report['left_out']} images of the retain set were left out: an earlier request forgot them")
     console.print(f"verdict: [bold]{report['verdict']}[/]   not tested: {', '.join(report.get('not_tested', []))}")
+
+
+def attack_table(attacks: list[dict[str, Any]]) -> Table:
+    """Percent that each attack reached on the unlearned network, before it where there is a before, and on the others."""
+    table = Table(
+        "attack", "before", "after", "95 % interval", "base", "retrained", "threshold", "n", "met", box=SIMPLE
+    )
+    for row in attacks:
+        sides = row.get("sides") or {}
+        shares = [_share(sides.get(side, {}).get(when)) for side, when in SHOWN]
+        shares.insert(2, interval(row.get("interval")))
+        table.add_row(
+            escape(row["attack"]),
+            *(shares if sides else ["", escape(row["reason"]), "", "", ""]),
+            rule(row["threshold"]),
+            str(row["n"]),
+            met(row),
+        )
+    return table
+
+
+def _share(found: dict[str, int] | None) -> str:
+    return number(100 * found["success"] / found["total"]) if found else ""
 
 
 def show_comparison(console: Console, found: dict[str, Any]) -> None:

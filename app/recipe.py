@@ -5,7 +5,7 @@ import re
 from typing import Any
 
 from app import catalog
-from app.catalog import Parameter
+from app.catalog import Attack, Metric, Parameter
 from app.errors import Refused
 
 
@@ -56,14 +56,22 @@ def check_policy(family: str, policy: dict[str, list[dict[str, Any]]]) -> dict[s
                 f"It has {', '.join(defaults)}.",
             )
         for position, threshold in enumerate(thresholds):
-            metric = catalog.METRICS.get(threshold["metric"])
-            if metric is None or family not in metric.families:
-                possible = ", ".join(name for name, other in catalog.METRICS.items() if family in other.families)
+            figure = catalog.METRICS.get(threshold["metric"]) or catalog.ATTACKS.get(threshold["metric"])
+            if figure is None or family not in figure.families:
+                every: dict[str, Metric | Attack] = {**catalog.METRICS, **catalog.ATTACKS}
+                possible = ", ".join(name for name, other in every.items() if family in other.families)
                 raise Refused(
                     "unknown-metric",
                     f"policy.{kind}[{position}].metric",
                     f"{family} has no such metric.",
                     f"It has {possible}.",
+                )
+            if threshold["metric"] in catalog.ATTACKS and threshold["rule"] not in ("at_least", "at_most"):
+                raise Refused(
+                    "impossible-combination",
+                    f"policy.{kind}[{position}].rule",
+                    "What an attack achieves is held to a value of its own, not to the base's.",
+                    "Use at_most or at_least.",
                 )
         kinds[kind] = thresholds
     return kinds
@@ -77,9 +85,9 @@ def policy_warnings(family: str, policy: dict[str, Any], evaluation: dict[str, A
     found = []
     for kind, rules in policy.items():
         for position, each in enumerate(rules):
-            metric, rule = catalog.METRICS[each["metric"]], catalog.Threshold(**each)
-            n = evaluation.get(metric.n_from or "")
-            if n is None or rule.rule not in ("at_least", "at_most"):
+            metric, rule = catalog.METRICS.get(each["metric"]), catalog.Threshold(**each)
+            n = evaluation.get(metric.n_from or "") if metric else None  # an attack's n follows from the sets
+            if metric is None or n is None or rule.rule not in ("at_least", "at_most"):
                 continue
             needed = catalog.n_needed(rule)
             if needed is None or needed > n:
@@ -104,18 +112,48 @@ def _too_few(field: str, rule: catalog.Threshold, setting: str, n: int, needed: 
 
 
 def check_evaluation(family: str, evaluation: dict[str, Any]) -> dict[str, Any]:
+    """Every setting of the family, and under `attacks` those that were named, each with all of its parameters."""
     known = catalog.FAMILIES[family].evaluation
-    unknown = sorted(set(evaluation) - set(known))
+    settings = {name: value for name, value in evaluation.items() if name != "attacks"}
+    unknown = sorted(set(settings) - set(known))
     if unknown:
         raise Refused(
             "unknown-parameter",
             _named("evaluation", unknown[0]),
             f"{family} has no such setting.",
-            f"It has {', '.join(known) or 'none'}.",
+            f"It has {', '.join(known) or 'none'}, and attacks.",
         )
-    return {
-        name: checked(parameter, evaluation.get(name, parameter.default_for(family)), f"evaluation.{name}")
+    resolved = {
+        name: checked(parameter, settings.get(name, parameter.default_for(family)), f"evaluation.{name}")
         for name, parameter in known.items()
+    }
+    named = check_attacks(family, evaluation.get("attacks", {}))
+    return resolved | ({"attacks": named} if named else {})
+
+
+def check_attacks(family: str, attacks: Any) -> dict[str, dict[str, Any]]:
+    """Attacks by name, in the catalogue's order, each with all of its parameters."""
+    if not isinstance(attacks, dict) or not all(isinstance(given, dict) for given in attacks.values()):
+        rule = "It must be an object: an attack's name, and an object of its parameters."
+        raise Refused("wrong-type", "evaluation.attacks", rule, 'Such as {"relearning": {"steps": 20}}.')
+    possible = {name: attack for name, attack in catalog.ATTACKS.items() if family in attack.families}
+    for name, given in attacks.items():
+        field = _named("evaluation.attacks", name)
+        if name not in possible:
+            remedy = f"It can be attacked by {', '.join(possible) or 'none'}."
+            raise Refused("unknown-attack", field, f"{family} has no such attack.", remedy)
+        if unknown := sorted(set(given) - set(possible[name].parameters)):
+            remedy = f"It has {', '.join(possible[name].parameters) or 'none'}."
+            raise Refused("unknown-parameter", _named(field, unknown[0]), f"{name} has no such parameter.", remedy)
+    return {
+        name: {
+            key: checked(
+                parameter, attacks[name].get(key, parameter.default_for(family)), f"evaluation.attacks.{name}.{key}"
+            )
+            for key, parameter in attack.parameters.items()
+        }
+        for name, attack in possible.items()
+        if name in attacks
     }
 
 

@@ -68,6 +68,39 @@ class Figure(_Part):
     )
 
 
+class Count(_Part):
+    success: int = Field(description="The attacker's: samples of what was forgotten that are recognised.")
+    total: int
+
+
+class Side(_Part):
+    """What an attack found on one network."""
+
+    before: Count | None = Field(description="Without the attack; null where there is nothing to compare with.")
+    after: Count
+    rows: list[dict[str, Any]] = Field(description="Every step, copy, wording or threshold; docs/attacks.md says what.")
+
+
+class Attacked(_Part):
+    """One attack on the unlearned network, on the base and on the retrained one; at most one rule, as for figures."""
+
+    attack: str = Field(description="Its key in GET /v1/catalog, which defines it.")
+    title: str
+    value: float | None = Field(description="What it reached on the unlearned network; null where it was not made.")
+    interval: Interval | None = None
+    n: int
+    unit: str
+    direction: Literal["lower", "target"]
+    threshold: Held | None
+    passed: bool | None
+    reason: str | None = Field(None, description="Why it was not made.")
+    settings: dict[str, Any] = {}
+    seed: int | None = None
+    budget: dict[str, int] = Field({}, description="What the attacker had: images, steps, tries.")
+    evaluators: list[str] = []
+    sides: dict[str, Side] = Field({}, description="unlearned, base and, where there is one, reference.")
+
+
 class Report(_Part):
     """What was measured for one version, before and after, against a policy; and what was not tested."""
 
@@ -76,6 +109,7 @@ class Report(_Part):
     )
     kind: str = Field(description="Kind of forgetting, which chose the policy's rules: samples or class_label.")
     figures: list[Figure]
+    attacks: list[Attacked] = Field([], description="Those that the evaluation names, and those that a rule is on.")
     settings: dict[str, Any] = Field(description="How outputs were produced: the model's evaluation settings.")
     base: str = Field(description="Digest of the version that this one was made from.")
     judge: str | None = Field(description="Digest of the judge.")

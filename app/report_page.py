@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from app import figures
 from app.catalog import METHODS, METRICS
-from app.report import Figure, Report
+from app.report import Attacked, Count, Figure, Report
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # what a browser may do with the page
 CAPTIONS = {
@@ -23,6 +23,7 @@ CAPTIONS = {
     "search.png": "The search of the step size: what is still recognised at each.",
     "cosines.png": "How alike the gradients of the forgotten labels are.",
     "losses.png": "Losses by step.",
+    "relearning.png": "Relearning: what is recognised again after a few steps on a few forgotten images, dashed what is kept.",
 }
 _templates = Environment(
     loader=FileSystemLoader(Path(__file__).parent / "templates"),
@@ -72,6 +73,7 @@ def render(
         asked=asked,
         recipe=_shown_recipe(asked) if asked else {},
         rows=[_row(each, report.judge) for each in report.figures],
+        attacks=[_attack(each) for each in report.attacks],
         definitions={METRICS[each.metric].title: METRICS[each.metric].definition for each in report.figures if each.metric in METRICS},
         pictures=None if pictures is None else [_picture(name, png) for name, png in pictures.items()],
         patches=[patch for patch in report.trace.get("patches") or [] if isinstance(patch, dict)],
@@ -95,6 +97,26 @@ def _row(figure: Figure, judge: str | None) -> dict[str, Any]:
         "few": figure.n_needed is not None and figure.n_needed > figure.n,
         "judges": ["the judge" if digest == judge else _short(digest) for digest in figure.evaluators],
     }
+
+
+def _attack(attack: Attacked) -> dict[str, Any]:
+    """What an attack found, in words."""
+    said, sides = attack.model_dump(), attack.sides
+    own = sides.get("unlearned")
+    return {
+        "attack": attack,
+        "before": _share(own.before) if own else "",
+        "value": figures.number(attack.value) or "not made",
+        "interval": figures.interval(said["interval"]),
+        "base": _share(sides["base"].after) if "base" in sides else "",
+        "reference": _share(sides["reference"].after) if "reference" in sides else "",
+        "rule": figures.rule(said["threshold"]),
+        "met": {True: "met", False: "missed", None: "not measured"}[attack.passed] if attack.threshold else "",
+    }
+
+
+def _share(count: Count | None) -> str:
+    return "" if count is None else figures.number(100 * count.success / count.total)
 
 
 def _short(digest: str) -> str:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from app.catalog import METRICS, wilson
+from app.catalog import ATTACKS, METRICS, wilson
 
 JUDGE, BASE = "sha256:" + "1d" * 32, "sha256:" + "ba" * 32
 
@@ -30,6 +30,21 @@ def report(*figures: dict[str, Any], **others: Any) -> dict[str, Any]:
         "verdict": "passed", "kind": "class_label", "figures": list(figures), "settings": {"sampling_steps": 20, "seed": 0},
         "base": BASE, "judge": JUDGE, "reference": None, "generated": {}, "trace": {},
         "not_tested": ["relearning", "adversarial prompts"], "pictures": [], **others,
+    }  # fmt: skip
+
+
+def attack(name: str, success: int, total: int, **others: Any) -> dict[str, Any]:
+    """An attack on the unlearned network (which it brought from nothing to `success`) and on the base."""
+    low, high = wilson(success, total)
+    after = {"success": success, "total": total}
+    sides = {
+        "unlearned": {"before": {"success": 0, "total": total}, "after": after, "rows": []},
+        "base": {"before": None, "after": {"success": total, "total": total}, "rows": []},
+    }
+    return {
+        "attack": name, "title": ATTACKS[name].title, "value": 100 * success / total, "n": total, "unit": "%",
+        "interval": {"level": 95, "low": low, "high": high, "by": "wilson"}, "direction": "lower", "threshold": None,
+        "passed": None, "settings": {}, "seed": 0, "budget": {"steps": 50}, "evaluators": [], "sides": sides, **others,
     }  # fmt: skip
 
 

@@ -9,16 +9,18 @@ from typing import Any, Literal
 
 import pytest
 
-from app.catalog import FAMILIES, METHODS, METRICS, Parameter
+from app.catalog import ATTACKS, FAMILIES, METHODS, METRICS, Parameter
 
 ROOT = Path(__file__).parents[1]
 OF_THE_RUN = ("network", "family", "forget", "retain", "generator", "on_step", "resume")
+OF_AN_ATTACK = ("network", "family", "forget", "retain", "unseen", "recognised", "generator", "progress")
 REMEMBERS = (*OF_THE_RUN, "remember")
 KINDS = {"integer": int, "number": float, "boolean": bool, "choice": str, "text": str}
 PARAMETERS = [
     pytest.param(parameter, id=f"{owner}-{name}")
     for owner, parameters in [(key, method.parameters) for key, method in METHODS.items()]
     + [(key, family.evaluation) for key, family in FAMILIES.items()]
+    + [(key, attack.parameters) for key, attack in ATTACKS.items()]
     for name, parameter in parameters.items()
 ]
 
@@ -41,6 +43,7 @@ def test_every_file_is_an_entry_and_every_entry_a_file() -> None:
         "prompts",
     } == set(FAMILIES)
     assert modules("metrics") == set(METRICS)
+    assert modules("attacks") == set(ATTACKS)
     assert modules("answers") == {family.answers for family in FAMILIES.values()}
 
 
@@ -62,6 +65,34 @@ def test_the_signature_is_the_catalogues(name: str) -> None:
             assert typing.get_args(value.annotation) == parameter.choices
         else:
             assert value.annotation is KINDS[parameter.kind]
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_an_attack_s_signature_is_the_catalogues(name: str) -> None:
+    module = importlib.import_module(f"worker.attacks.{name}")
+    signature = inspect.signature(module.attack).parameters
+    ours = {key: value for key, value in signature.items() if key not in OF_AN_ATTACK}
+    assert tuple(key for key in signature if key in OF_AN_ATTACK) == OF_AN_ATTACK
+    assert {key: (value.default, value.annotation) for key, value in ours.items()} == {
+        key: (parameter.default, KINDS[parameter.kind]) for key, parameter in ATTACKS[name].parameters.items()
+    }
+    assert all(value.kind is inspect.Parameter.KEYWORD_ONLY for value in ours.values())
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_an_attack_says_its_source_and_has_a_section(name: str) -> None:
+    attack, page = ATTACKS[name], (ROOT / "docs" / "attacks.md").read_text()
+    docstring = importlib.import_module(f"worker.attacks.{name}").__doc__ or ""
+    section = page.partition(f"\n## `{name}`")[2].partition("\n## ")[0]
+    assert section
+    rows = re.findall(r"^\| `([a-z0-9_]+)` \| (\S+) \| ([^|]+) \|", section, re.MULTILINE)
+    assert rows == [
+        (key, shown(parameter.default), "; ".join(by_family(parameter, attack.families)) or "-")
+        for key, parameter in attack.parameters.items()
+    ]
+    assert all(paper in docstring and paper in section for paper in re.findall(r"\d{4}\.\d{5}", attack.source))
+    assert ", ".join(attack.families) in section
+    assert set(attack.families) <= set(FAMILIES) and name not in METRICS
 
 
 @pytest.mark.parametrize("parameter", PARAMETERS)

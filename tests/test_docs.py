@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from app.catalog import FAMILIES, METHODS
+from app.catalog import ATTACKS, FAMILIES, METHODS
 from app.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,7 +27,7 @@ def test_the_readme_lists_the_catalogue() -> None:
         row = next(line for line in text.splitlines() if line.startswith(f"| [`{name}`]"))
         assert all(family in row for family in method.families)
         assert (ROOT / "docs" / "methods" / f"{name}.md").is_file()
-    assert all(f"| `{name}` |" in text for name in FAMILIES)
+    assert all(f"| `{name}` |" in text for name in (*FAMILIES, *ATTACKS))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -5,6 +5,7 @@ import json
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,8 @@ from tests import pictures, tiny
 from tests.app import captioned
 from tests.app.test_report import beyond_the_schema
 from tests.running import Running, open_deployment, until
+
+ATTACKS: dict[str, Any] = {"relearning": {"steps": 2, "measured": 2}, "quantised_copies": {"measured": 2}}
 
 
 @pytest.fixture(scope="module", params=["embedded", "production"])
@@ -67,7 +70,8 @@ def test_an_uploaded_set_is_forgotten_then_gone(running: Running, tmp_path: Path
     client.register_model(judge, f"{name}-judge", "image_classifier")
     client.register_model(
         directory, name, "class_diffusion", retain=f"{name}-retain", test=f"{name}-test", judge=f"{name}-judge",
-        evaluation={"sampling_steps": 2, "forget_samples": 4, "samples_per_label": 2}, policy={"class_label": []},
+        evaluation={"sampling_steps": 2, "forget_samples": 4, "samples_per_label": 2, "attacks": ATTACKS},
+        policy={"class_label": []},
     )  # fmt: skip
     forget = client.upload_dataset(pictures.imagefolder([2], 3, seed=5), "forget")
     assert forget["labels"] == [] and forget["sealed"]
@@ -77,6 +81,11 @@ def test_an_uploaded_set_is_forgotten_then_gone(running: Running, tmp_path: Path
     until(lambda: not running.lethe.blobs.exists(f"datasets/{forget['id']}/images"), "the bytes are deleted")
     UNet2DModel.from_pretrained(client.pull(name, 2, tmp_path / "pulled"))
     assert client.picture(name, 2, "grid.png").startswith(b"\x89PNG")
+    assert client.picture(name, 2, "relearning.png").startswith(b"\x89PNG")
+    attacks = {row["attack"]: row for row in client.report(name, 2)["attacks"]}
+    assert (
+        set(attacks) == set(ATTACKS) and attacks["relearning"]["n"] == 2 == attacks["relearning"]["settings"]["steps"]
+    )
     client.call("PATCH", f"/v1/models/{name}", json={"retain": None}, headers={"If-Match": "*"})
     forget = client.upload_dataset(pictures.imagefolder([1], 3, seed=6), "forget")
     recipe = {"steps": 2, "batch_size": 4}

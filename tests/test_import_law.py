@@ -90,6 +90,13 @@ def test_a_metric_is_arithmetic(path: Path) -> None:
     assert {name for name, _ in imports(path) if name.startswith("worker")} <= {"worker.metrics"}
 
 
+@pytest.mark.parametrize("path", files("worker/attacks"), ids=str)
+def test_an_attack_is_torch_and_nothing_else(path: Path) -> None:
+    foreign = {root for root in roots(path) if root not in sys.stdlib_module_names}
+    assert foreign <= {"torch", "worker"}
+    assert {name for name, _ in imports(path) if name.startswith("worker")} <= {"worker.attacks"}
+
+
 @pytest.mark.parametrize("path", files("worker/families"), ids=str)
 def test_a_family_knows_networks_only(path: Path) -> None:
     foreign = {root for root in roots(path) if root not in sys.stdlib_module_names}

@@ -1,4 +1,4 @@
-"""Curves of a report, drawn from a method's trace: what it weighed and what it chose.
+"""Curves of a report, drawn from a method's trace (what it weighed and what it chose) and from what attacks found.
 
 A label is called by its place among those that were to be forgotten; no name of a person reaches a picture.
 """
@@ -28,6 +28,31 @@ def pictures(trace: dict[str, Any]) -> dict[str, bytes]:
     if trace.get("losses"):
         drawn["losses.png"] = losses(trace["losses"])
     return drawn
+
+
+def of_attacks(attacks: Sequence[dict[str, Any]]) -> dict[str, bytes]:
+    """File name -> PNG of those attacks that have a curve."""
+    curves = [row["sides"] for row in attacks if row["attack"] == "relearning" and row["value"] is not None]
+    return {"relearning.png": relearning(curves[0])} if curves else {}
+
+
+def relearning(sides: dict[str, Any]) -> bytes:
+    """Forgotten images recognised again against the step of relearning, a line per network; retained ones dashed."""
+    figure, (axes,) = panels_for(1, "relearning")
+    for name, colour in (("base", PALE), ("unlearned", MARK), ("reference", INK)):
+        for key, style, what in ((None, "-", "forgotten"), ("kept", "--", "retained")) if name in sides else ():
+            counts = [row[key] if key else row for row in sides[name]["rows"]]
+            if all(count["total"] for count in counts):
+                shares = [100 * count["success"] / count["total"] for count in counts]
+                steps = [row["step"] for row in sides[name]["rows"]]
+                label = f"{name}: {what}, n = {counts[0]['total']}"
+                axes.plot(
+                    steps, shares, color=colour, ls=style, lw=1.8 if key is None else 0.9, marker="o", ms=3, label=label
+                )
+    axes.set_xscale("symlog", linthresh=1)
+    axes.set(xlabel="step of relearning", ylabel="recognised, %", ylim=(-4, 104))
+    axes.legend(frameon=False, fontsize=8)
+    return as_png(figure)
 
 
 def fronts(labels: Sequence[Sequence[dict[str, Any]]]) -> bytes:

@@ -16,14 +16,15 @@ import torch
 from torch import nn
 
 from app import report as published
-from app.catalog import FAMILIES, METRICS, Metric, Threshold, n_needed
-from worker import by_name, curves, intervals, picture
+from app.catalog import ATTACKS, FAMILIES, METRICS, Metric, Threshold, n_needed
+from worker import by_name, curves, intervals, picture, robustness
 from worker.families import Trace
 from worker.judge import Judge
 from worker.load import Material
 from worker.metrics import Answers, Evidence, GeneratorAnswers, ReconstructionAnswers, integrity, per_class_accuracy
 
 JUDGED = GeneratorAnswers, ReconstructionAnswers
+PART = 1000  # steps that progress counts for each network that is asked, and for each attack
 Advance = Callable[[int, int], None]  # done, total
 
 
@@ -41,42 +42,63 @@ def evaluate(
     seconds: float,
     progress: Advance,
 ) -> Report:
-    """Ask base, unlearned and reference network, measure, and compare with the policy. `trace`: how the method chose."""
+    """Ask base, unlearned and reference network, measure, attack, and compare with the policy. `trace`: how the method
+    chose."""
     judge = open_judge(material)
     sides = [material.base.network, network] + ([material.reference.network] if material.reference else [])
-    ask = by_name.answers(FAMILIES[specification["base"]["family"]].answers).ask
+    named = specification["evaluation"].get("attacks", {})
+    shares = [part(progress, index, len(sides) + len(named)) for index in range(len(sides) + len(named))]
     asked = [
-        ask(
-            material.base.family,
-            side,
-            {"forget": material.forget, "retain": material.retain, "test": material.test},
-            specification["kind"],
-            specification["evaluation"],
-            judge,
-            part(progress, index, len(sides)),
-            base=material.base.network if side is network else None,
-        )
-        for index, side in enumerate(sides)
+        ask(specification, material, side, judge, share, base=material.base.network if side is network else None)
+        for side, share in zip(sides, shares, strict=False)
     ]
     changed, total = count_changes(material.base.network, network)
     evidence = Evidence(asked[0], asked[1], asked[2] if len(asked) > 2 else None, seconds, changed, total)
     rules = [Threshold(**rule) for rule in specification["policy"].get(specification["kind"], [])]
     seed = int(specification["evaluation"].get("seed", 0))
     rows = figures(evidence, specification["base"]["family"], specification["kind"], rules, seed, judge)
+    attacks = [
+        robustness.attack(specification, material, network, judge, name, share)
+        for name, share in zip(named, shares[len(sides) :], strict=True)
+    ]
+    attacked = under_rules(attacks, rules)
     document = {
-        "verdict": verdict(rows),
+        "verdict": verdict([*rows, *attacked]),
         "kind": specification["kind"],
         "figures": rows,
+        "attacks": attacked,
         "settings": dict(specification["evaluation"]),
         "base": material.base.digest,
         "judge": judge.digest if judge else None,
         "reference": material.reference.digest if material.reference else None,
         "generated": {name: len(labels) for name, labels in (specification.get("generate") or {}).items() if labels},
         "trace": trace or {},
-        "not_tested": ["relearning", "adversarial prompts", "paraphrases", "quantised copies"],
+        "not_tested": not_tested(attacks),
     }
     published.Report.model_validate_json(json.dumps(document))
-    return Report(document, picture.pictures(asked[0], asked[1]) | curves.pictures(trace or {}))
+    drawn = picture.pictures(asked[0], asked[1]) | curves.pictures(trace or {}) | curves.of_attacks(attacks)
+    return Report(document, drawn)
+
+
+def ask(
+    specification: Mapping[str, Any],
+    material: Material,
+    network: nn.Module,
+    judge: Judge | None,
+    progress: Advance,
+    base: nn.Module | None,
+) -> Answers:
+    answers: Answers = by_name.answers(FAMILIES[specification["base"]["family"]].answers).ask(
+        material.base.family,
+        network,
+        {"forget": material.forget, "retain": material.retain, "test": material.test},
+        specification["kind"],
+        specification["evaluation"],
+        judge,
+        progress,
+        base=base,
+    )
+    return answers
 
 
 def open_judge(material: Material) -> Judge | None:
@@ -89,7 +111,7 @@ def open_judge(material: Material) -> Judge | None:
 
 def part(progress: Advance, index: int, parts: int) -> Advance:
     """The share of the whole progress that belongs to one of several equal parts."""
-    return lambda done, total: progress(index * total + done, parts * total)
+    return lambda done, total: progress(index * PART + math.ceil(PART * done / total), parts * PART)
 
 
 @torch.no_grad()
@@ -189,8 +211,28 @@ def verdict(rows: Sequence[Mapping[str, Any]]) -> str:
     another forgetting figure to a rule; where it is the only one, nothing was shown.
     """
     ruled = [row for row in rows if row["threshold"] is not None]
-    shown = any(row["passed"] for row in ruled if METRICS[row["metric"]].shows_forgetting)
-    met = all(
-        row["passed"] or (shown and row["passed"] is None and METRICS[row["metric"]].shows_forgetting) for row in ruled
-    )
+    shown = any(row["passed"] for row in ruled if shows_forgetting(row))
+    met = all(row["passed"] or (shown and row["passed"] is None and shows_forgetting(row)) for row in ruled)
     return "passed" if met else "failed"
+
+
+def shows_forgetting(row: Mapping[str, Any]) -> bool:
+    """Whether an untouched network must miss a rule on this figure; what an attack achieves shows none."""
+    return "metric" in row and METRICS[row["metric"]].shows_forgetting
+
+
+def under_rules(attacks: Sequence[dict[str, Any]], rules: Sequence[Threshold]) -> list[dict[str, Any]]:
+    """A row per attack, one more for each further rule on it, and one for a rule on an attack that was not made."""
+    rows = []
+    for name in ATTACKS:
+        own: list[Threshold | None] = [rule for rule in rules if rule.metric == name]
+        made = [row for row in attacks if row["attack"] == name]
+        if own and not made:
+            made = [{**robustness.described(name), "reason": "The model's evaluation does not name it."}]
+        rows += [{**row, **held_to(rule, row["value"], None)} for row in made for rule in own or [None]]
+    return rows
+
+
+def not_tested(attacks: Sequence[Mapping[str, Any]]) -> list[str]:
+    made = {row["attack"] for row in attacks if row["value"] is not None}
+    return ["adversarial prompts", *(name.replace("_", " ") for name in ATTACKS if name not in made)]

@@ -30,7 +30,9 @@ Slug = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9]
 
 class ThresholdIn(BaseModel):
     model_config = ConfigDict(extra="forbid")
-    metric: str = Field(description="See GET /v1/catalog.")
+    metric: str = Field(
+        description="A metric of GET /v1/catalog, or an attack that `evaluation.attacks` names (at_most, at_least)."
+    )
     rule: Rule = Field(
         description="On the value after; drop_at_most: points below the base's; share_of_before: share of the base's; "
         "times_before_at_least, times_before_at_most: the value divided by the base's."
@@ -59,7 +61,9 @@ class ModelIn(BaseModel):
         {}, description="Thresholds by kind of forgetting; else the family's defaults."
     )
     evaluation: dict[str, Any] = Field(
-        {}, description="How outputs are produced for the report; else the family's defaults."
+        {},
+        description="How outputs are produced for the report; else the family's defaults. `attacks` names the attacks that "
+        'run on every request, each with its parameters: {"relearning": {"steps": 20}}; see GET /v1/catalog.',
     )
 
 
@@ -75,7 +79,7 @@ class ModelPatch(BaseModel):
         None, description="Replaces the kinds it names; the others go back to the family's defaults."
     )
     evaluation: dict[str, Any] | None = Field(
-        None, description="Settings it does not name go back to the family's defaults."
+        None, description="Settings it does not name go back to the family's defaults, and attacks to none."
     )
 
 

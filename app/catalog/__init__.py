@@ -1,22 +1,25 @@
-"""What may be requested: methods, families and metrics, with bounds, defaults and sources.
+"""What may be requested: methods, families, metrics and attacks, with bounds, defaults and sources.
 
 The one name of a thing is its key here: it is also the module name under `worker/`, the value in the
 database, the word in the API and the id of its tests. Nothing here imports torch, so the server can refuse
 a wrong recipe before any GPU is touched; a test ties every bound and default to the function it describes.
 """
 
+from app.catalog.attacks import ATTACKS
 from app.catalog.families import CLASSIFIER, FAMILIES
 from app.catalog.intervals import LEVEL, n_needed, wilson
 from app.catalog.methods import METHODS
 from app.catalog.metrics import METRICS
-from app.catalog.types import Family, Files, Method, Metric, Parameter, Threshold
+from app.catalog.types import Attack, Family, Files, Method, Metric, Parameter, Threshold
 
 __all__ = [
+    "ATTACKS",
     "CLASSIFIER",
     "FAMILIES",
     "LEVEL",
     "METHODS",
     "METRICS",
+    "Attack",
     "Family",
     "Files",
     "Method",

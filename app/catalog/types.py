@@ -1,4 +1,4 @@
-"""What an entry of the catalogue says: the shapes of methods, families, metrics and their parameters."""
+"""What an entry of the catalogue says: the shapes of methods, families, metrics, attacks and their parameters."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -116,3 +116,15 @@ class Metric:
     n_from: Literal["forget_samples", "samples_per_label"] | None = (
         None  # the evaluation setting that a share's n follows
     )
+
+
+@dataclass(frozen=True)
+class Attack:
+    """`direction` is the unlearner's: a lower value means that the attack achieved less."""
+
+    title: str
+    source: str
+    families: tuple[str, ...]
+    direction: Literal["lower", "target"]
+    definition: str
+    parameters: Mapping[str, Parameter]

@@ -175,3 +175,15 @@ def test_the_template_is_packaged() -> None:
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["app"]
     packaged = {path for glob in declared for path in (ROOT / "app").glob(glob)}
     assert packaged == set((ROOT / "app" / "templates").iterdir())
+
+
+def test_attacks_stand_in_a_table_of_their_own_with_what_they_cost() -> None:
+    missed = {"threshold": {"rule": "at_most", "value": 20.0}, "passed": False}
+    not_made = {"value": None, "interval": None, "n": 0, "sides": {}, "budget": {}, "reason": "It reads no words."}
+    attacks = [reports.attack("relearning", 30, 40, **missed), reports.attack("paraphrases", 0, 40, **not_made)]
+    settings = {"seed": 0, "attacks": {"relearning": {"steps": 50}}}
+    document = reports.of_a_generator(attacks=attacks, settings=settings)
+    page = Page(report_page.render(version(), document, None, None))
+    assert "Relearning steps: 50 0.00 75.00 59.81 to 85.81 100.00 ≤ 20 missed 40" in page.text
+    assert "Paraphrases It reads no words. not made" in page.text and "{'relearning'" not in page.text
+    assert "Before it" not in Page(report_page.render(version(), reports.of_a_generator(), None, None)).text

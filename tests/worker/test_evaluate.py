@@ -23,7 +23,7 @@ from demo import networks
 from demo.digits import splits
 from tests import tiny
 from tests.app.test_report import beyond_the_schema
-from worker import evaluate
+from worker import evaluate, robustness
 from worker.answers import classifier, generator
 from worker.families import Samples, class_diffusion, image_classifier
 from worker.judge import Judge
@@ -254,6 +254,96 @@ def test_what_could_not_be_measured_does_not_pass_on_its_own() -> None:
     assert evaluate.verdict([kept, row("gap_to_retrain", None)]) == "failed"
     assert evaluate.verdict([kept, row("gap_to_retrain", None), row("mia_auc", True)]) == "passed"
     assert evaluate.verdict([row("mia_auc", True), row("test_accuracy", None)]) == "failed"
+
+
+def attacked(directory: Path, attacks: dict[str, Any], rules: list[Threshold]) -> tuple[evaluate.Report, nn.Module]:
+    """Through the whole of `evaluate`, with a tiny classifier that moved a little and a reference."""
+    loaded: Any = [
+        SimpleNamespace(
+            network=image_classifier.load(tiny.write("vit", directory / name, seed), CPU),
+            family=image_classifier,
+            directory=directory / name,
+            digest=f"sha256:{name}",
+        )
+        for seed, name in enumerate(("base", "reference"))
+    ]
+    every, test = (tiny.samples(loaded[0].network, image_classifier, 60, seed) for seed in (0, 1))
+    sets = {"forget": Samples(every.x[:20], every.y[:20]), "retain": Samples(every.x[20:], every.y[20:]), "test": test}
+    network = copy.deepcopy(loaded[0].network)
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight.add_(0.01)
+    specification = {
+        "kind": "samples",
+        "evaluation": {"attacks": attacks},
+        "policy": {"samples": [vars(rule) for rule in rules]},
+        "base": {"family": "image_classifier"},
+    }
+    told: list[tuple[int, int]] = []
+    before = copy.deepcopy((loaded[0].network.state_dict(), network.state_dict()))
+    made = evaluate.evaluate(
+        specification, Material(*loaded, None, **sets, scratch=directory), network, None, 1.0,
+        lambda done, total: told.append((done, total)),
+    )  # fmt: skip
+    for state, side in zip(before, (loaded[0].network, network), strict=True):
+        assert all(torch.equal(tensor, state[name]) for name, tensor in side.state_dict().items())
+    assert told == sorted(told) and told[-1][0] == told[-1][1] == (3 + len(attacks)) * evaluate.PART
+    return made, network
+
+
+RELEARNING = {"images": 4, "retain_images": 4, "steps": 2, "batch_size": 4, "learning_rate": 0.001, "measured": 50}
+ALL_MET = [Threshold("unlearning_accuracy", "at_least", 0.0)]
+
+
+def test_the_attacks_that_are_named_stand_in_the_report_with_counts_and_budget(tmp_path: Path) -> None:
+    named = {"relearning": RELEARNING, "quantised_copies": {"bits": 8, "measured": 50}, "membership_sweep": {}}
+    made, _ = attacked(tmp_path, named, ALL_MET)
+    assert beyond_the_schema(Report.model_validate(made.document)) == []
+    rows = {row["attack"]: row for row in made.document["attacks"]}
+    json.dumps(made.document, allow_nan=False)
+    assert set(rows) == set(named) and made.document["not_tested"] == ["adversarial prompts", "paraphrases"]
+    assert all(set(row["sides"]) == {"unlearned", "base", "reference"} for row in rows.values())
+    curve = rows["relearning"]
+    assert curve["budget"] == {"images": 4, "retain_images": 4, "steps": 2} and curve["settings"] == RELEARNING
+    assert [row["step"] for row in curve["sides"]["unlearned"]["rows"]] == [0, 1, 2]
+    assert curve["n"] == 10 == curve["sides"]["reference"]["before"]["total"]
+    assert curve["value"] == 100 * curve["sides"]["unlearned"]["after"]["success"] / 10
+    assert made.pictures["relearning.png"].startswith(b"\x89PNG")
+    assert made.document["verdict"] == "passed"
+
+
+def test_nothing_is_attacked_unless_it_is_named(tmp_path: Path) -> None:
+    made, _ = attacked(tmp_path, {}, ALL_MET)
+    assert made.document["attacks"] == [] and made.pictures == {}
+    untested = ["adversarial prompts", "relearning", "quantised copies", "paraphrases", "membership sweep"]
+    assert made.document["not_tested"] == untested
+
+
+def test_a_rule_on_an_attack_quarantines_when_it_is_missed_or_was_not_made(tmp_path: Path) -> None:
+    named = {"relearning": RELEARNING}
+    for most, verdict in ((100.0, "passed"), (-1.0, "failed")):
+        made, _ = attacked(tmp_path / str(most), named, [*ALL_MET, Threshold("relearning", "at_most", most)])
+        assert made.document["verdict"] == verdict
+        assert made.document["attacks"][0]["threshold"] == {"rule": "at_most", "value": most}
+    made, _ = attacked(tmp_path / "other", named, [*ALL_MET, Threshold("quantised_copies", "at_most", 100.0)])
+    row = made.document["attacks"][1]
+    assert (row["attack"], row["value"], row["passed"], made.document["verdict"]) == (
+        "quantised_copies", None, None, "failed"
+    )  # fmt: skip
+    assert "does not name it" in row["reason"]
+
+
+def test_an_attack_that_cannot_be_made_says_why_and_stays_untested(tmp_path: Path) -> None:
+    base: Any = SimpleNamespace(network=nn.Linear(1, 1), family=image_classifier)
+    material = Material(base, None, None, *(Samples(torch.zeros(9, 1), torch.zeros(9).long()),) * 2, None, tmp_path)
+    specification = {
+        "kind": "samples",
+        "evaluation": {"attacks": {"membership_sweep": {}}},
+        "base": {"family": "image_classifier"},
+    }
+    row = robustness.attack(specification, material, nn.Linear(1, 1), None, "membership_sweep", quiet)
+    assert row["value"] is None and "test set" in row["reason"] and row["n"] == 0
+    assert "membership sweep" in evaluate.not_tested([row])
 
 
 # Trained checks: about two minutes on one core.

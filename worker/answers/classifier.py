@@ -36,3 +36,11 @@ def ask(
         done += len(samples.y)
         progress(done, total)
     return ClassifierAnswers(*arrays)
+
+
+def recognised(
+    family: ModuleType, settings: Mapping[str, Any], judge: Judge | None, network: nn.Module, samples: Samples
+) -> torch.Tensor:
+    if len(samples.y) == 0:
+        return torch.zeros(0, dtype=torch.bool)
+    return (family.predict(network, samples.x).argmax(dim=1) == samples.y).cpu()  # type: ignore[no-any-return]

@@ -133,6 +133,20 @@ def draw(
     return rows, np.concatenate(judged), np.concatenate(features)
 
 
+def recognised(
+    family: ModuleType, settings: Mapping[str, Any], judge: Judge | None, network: nn.Module, samples: Samples
+) -> Tensor:
+    """One image per sample is drawn for its label, the i-th always from the same seed; the judge says what it shows."""
+    if judge is None:
+        raise JobError("judge_missing", "A generator is measured by a judge: register one with the model.")
+    labels = labels_of(network, samples.y).cpu()
+    if len(labels) == 0:
+        return torch.zeros(0, dtype=torch.bool)
+    seeds = settings["seed"] * SEEDS_APART + torch.arange(len(labels))
+    judged = draw(family, network, labels, seeds, settings, judge, lambda done: None)[1]
+    return torch.from_numpy(judged) == labels
+
+
 @contextmanager
 def rows_put_back(family: ModuleType, network: nn.Module, base: nn.Module, labels: Tensor) -> Iterator[None]:
     """Within the block, the network's label tables hold the base's rows of these labels; after it, its own again."""

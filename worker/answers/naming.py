@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from worker.answers import required
-from worker.families import Captions, Samples
+from worker.families import Captions, Samples, labels_of
 from worker.judge import Judge
 from worker.metrics import NamingAnswers
 
@@ -53,3 +53,12 @@ def ask(
             progress(done, total)
         named[name] = np.array(said, dtype=bool)
     return NamingAnswers(named["forget"], named["retain"], named["test"])
+
+
+def recognised(
+    family: ModuleType, settings: Mapping[str, Any], judge: Judge | None, network: nn.Module, samples: Samples
+) -> torch.Tensor:
+    names = network.__dict__["captions"].names
+    own = [names[label].casefold() for label in labels_of(network, samples.y).tolist()]
+    spoken = [text.casefold() for part in samples.x.split(CHUNK) for text in family.answer(network, part)]
+    return torch.tensor([name in text for name, text in zip(own, spoken, strict=True)], dtype=torch.bool)

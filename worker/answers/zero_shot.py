@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from worker.answers import required
-from worker.families import Samples
+from worker.families import Samples, labels_of
 from worker.judge import Judge
 from worker.metrics import ClassifierAnswers
 
@@ -38,6 +38,14 @@ def ask(
         done += len(labels)
         progress(done, total)
     return ClassifierAnswers(*arrays)
+
+
+def recognised(
+    family: ModuleType, settings: Mapping[str, Any], judge: Judge | None, network: nn.Module, samples: Samples
+) -> torch.Tensor:
+    if len(samples.y) == 0:
+        return torch.zeros(0, dtype=torch.bool)
+    return (family.predict(network, samples.x).argmax(dim=1) == labels_of(network, samples.y)).cpu()  # type: ignore[no-any-return]
 
 
 def without(x: torch.Tensor, labels: torch.Tensor, gone: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -210,6 +210,42 @@ REGISTRATIONS: dict[str, tuple[dict[str, Any], str, str, str]] = {
     ),
     "kind of forgetting": ({"policy": {"style": [RULE]}}, "unknown-kind", "policy.style", "class_label, samples"),
     "setting": ({"evaluation": {"sampling_steps": 3}}, "unknown-parameter", "evaluation.sampling_steps", "none"),
+    "attacks that are no object": (
+        {"evaluation": {"attacks": ["relearning"]}},
+        "wrong-type",
+        "evaluation.attacks",
+        "name",
+    ),
+    "attack": (
+        {"evaluation": {"attacks": {"bribery": {}}}},
+        "unknown-attack",
+        "evaluation.attacks.bribery",
+        "relearning, quantised_copies, membership_sweep",
+    ),
+    "attack of another family": (
+        {"evaluation": {"attacks": {"paraphrases": {}}}},
+        "unknown-attack",
+        "evaluation.attacks.paraphrases",
+        "relearning",
+    ),
+    "parameter of an attack": (
+        {"evaluation": {"attacks": {"relearning": {"speed": 1}}}},
+        "unknown-parameter",
+        "evaluation.attacks.relearning.speed",
+        "learning_rate",
+    ),
+    "budget of an attack": (
+        {"evaluation": {"attacks": {"relearning": {"images": 11}}}},
+        "out-of-bounds",
+        "evaluation.attacks.relearning.images",
+        "at most 10",
+    ),
+    "attack held to the base": (
+        {"policy": {"samples": [{"metric": "relearning", "rule": "drop_at_most", "value": 3.0}]}},
+        "impossible-combination",
+        "policy.samples[0].rule",
+        "at_most",
+    ),
 }
 
 

@@ -134,6 +134,25 @@ def test_label_names_come_from_the_config_and_sets_may_number_them(world: World)
     )
 
 
+def test_attacks_are_named_in_the_evaluation_and_held_to_the_policy(world: World) -> None:
+    made = register(
+        world,
+        "attacked",
+        world.directory,
+        retain="train-set",
+        evaluation={"attacks": {"membership_sweep": {}, "relearning": {"steps": 20}}},
+        policy={"samples": [{"metric": "relearning", "rule": "at_most", "value": 50.0}]},
+    )
+    assert made.status_code == 201
+    assert made.json()["warnings"] == []  # an attack's n follows from the sets
+    attacks = made.json()["evaluation"]["attacks"]
+    assert list(attacks) == ["relearning", "membership_sweep"] and attacks["membership_sweep"] == {}
+    assert attacks["relearning"]["steps"] == 20 and attacks["relearning"]["images"] == 10
+    body = {"evaluation": {}}
+    patched = world.admin.patch("/v1/models/attacked", json=body, headers={"If-Match": made.headers["etag"]})
+    assert patched.status_code == 200 and patched.json()["evaluation"] == {}
+
+
 def test_a_generator_takes_a_judge_that_knows_its_labels(world: World, tmp_path: Path) -> None:
     unet = tiny.write("unet", tmp_path / "unet")
     narrow = tiny.write("vit", tmp_path / "narrow", labels=3)

@@ -1,0 +1,106 @@
+"""Robustness: the attacks that a model's evaluation names, on the unlearned network, the base and the retrained one.
+
+All of them are attacked alike, from the same seed and with the same images, so that the unlearned network's figure stands
+between what the base gives away and what was never learned. Whoever cannot be attacked so is listed with the reason.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from app.catalog import ATTACKS, FAMILIES, LEVEL, wilson
+from worker import by_name
+from worker.attacks import CannotAttack, Found
+from worker.families import Samples, labels_of
+from worker.judge import Judge
+from worker.load import Material
+
+Advance = Callable[[int, int], None]  # done, total
+
+
+def sides_of(material: Material, network: nn.Module) -> dict[str, nn.Module]:
+    found = {"unlearned": network, "base": material.base.network}
+    return found | ({"reference": material.reference.network} if material.reference else {})
+
+
+def attack(
+    specification: Mapping[str, Any],
+    material: Material,
+    network: nn.Module,
+    judge: Judge | None,
+    name: str,
+    progress: Advance,
+) -> dict[str, Any]:
+    """One attack on each side, as a row of the report; `value` is None where it could not be made."""
+    settings, kind = specification["evaluation"], FAMILIES[specification["base"]["family"]]
+    row = {**described(name), "settings": settings["attacks"][name], "seed": int(settings.get("seed", 0))}
+    try:
+        found = attack_all(specification, material, sides_of(material, network), judge, name, progress)
+    except CannotAttack as why:
+        return {**row, "reason": str(why)}
+    after = found["unlearned"]["after"]
+    low, high = wilson(after["success"], after["total"])
+    return {
+        **row,
+        "value": round(100.0 * after["success"] / after["total"], 6),
+        "interval": {"level": LEVEL, "low": round(low, 6), "high": round(high, 6), "by": "wilson"},
+        "n": after["total"],
+        "budget": found["unlearned"]["budget"],
+        "evaluators": [judge.digest] if judge and kind.generates else [],
+        "sides": {side: {key: value for key, value in each.items() if key != "budget"} for side, each in found.items()},
+    }
+
+
+def attack_all(
+    specification: Mapping[str, Any],
+    material: Material,
+    sides: Mapping[str, nn.Module],
+    judge: Judge | None,
+    name: str,
+    progress: Advance,
+) -> dict[str, Found]:
+    """What the attack finds on each side, each time from a fresh generator of the same seed."""
+    settings, family = specification["evaluation"], material.base.family
+    answers = by_name.answers(FAMILIES[specification["base"]["family"]].answers)
+    return {
+        side: by_name.attack(name).attack(
+            network,
+            family,
+            material.forget,
+            material.retain,
+            unseen_images(material, specification),
+            partial(answers.recognised, family, settings, judge),
+            **settings["attacks"][name],
+            generator=torch.Generator().manual_seed(int(settings.get("seed", 0))),
+            progress=lambda done, total, at=index: progress(at * total + done, len(sides) * total),
+        )
+        for index, (side, network) in enumerate(sides.items())
+    }
+
+
+def described(name: str) -> dict[str, Any]:
+    """A row of the report before anything was measured."""
+    attack = ATTACKS[name]
+    return {
+        "attack": name,
+        "title": attack.title,
+        "value": None,
+        "n": 0,
+        "unit": "%",
+        "direction": attack.direction,
+        "threshold": None,
+        "passed": None,
+    }
+
+
+def unseen_images(material: Material, specification: Mapping[str, Any]) -> Samples | None:
+    """The test set, without the labels that are to be forgotten whole: what the membership metrics compare with."""
+    test = material.test
+    if test is None or specification["kind"] != "class_label":
+        return test
+    own = labels_of(material.base.network, material.forget.y).unique().to(test.y.device)
+    kept = ~torch.isin(test.y, own)
+    return Samples(test.x[kept.to(test.x.device)], test.y[kept])
