@@ -161,7 +161,7 @@ def figure(
         "seed": seed,
         "unit": metric.unit,
         "direction": metric.direction,
-        "evaluators": [judge.digest] if judge and isinstance(evidence.after, JUDGED) else [],
+        "evaluators": [judge.digest] if judge and metric.judged and isinstance(evidence.after, JUDGED) else [],
     }
     if name == "per_class_accuracy" and isinstance(evidence.after, GeneratorAnswers):
         row["by_label"] = per_class_accuracy.by_label(evidence.after)

@@ -158,6 +158,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             "lower",
             "nats",
             "SMILE estimate (clip 5) between hidden pixels of the forget set and what the network makes of them; held-out.",
+            judged=False,
         ),
         "mutual_information_to_noise": Metric(
             "Mutual information left above noise",
@@ -166,6 +167,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             "%",
             "What is left of the base's mutual information above noise; the larger share of clips 1 and 5.",
             shows_forgetting=True,
+            judged=False,
         ),
         "separability": Metric(
             "Separability of forgotten images",
@@ -175,10 +177,20 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             "AUC of a classifier that tells forgotten from ordinary images by how far restoring moves the judge's features.",
         ),
         "changed_weights": Metric(
-            "Changed weights", EVERY_FAMILY, "target", "%", "Share of all weights that differ from the base's."
+            "Changed weights",
+            EVERY_FAMILY,
+            "target",
+            "%",
+            "Share of all weights that differ from the base's.",
+            judged=False,
         ),
         "run_time_efficiency": Metric(
-            "Run-time efficiency", EVERY_FAMILY, "lower", "s", "Wall seconds of the unlearning step alone."
+            "Run-time efficiency",
+            EVERY_FAMILY,
+            "lower",
+            "s",
+            "Wall seconds of the unlearning step alone.",
+            judged=False,
         ),
     }
 )

@@ -116,6 +116,7 @@ class Metric:
     n_from: Literal["forget_samples", "samples_per_label"] | None = (
         None  # the evaluation setting that a share's n follows
     )
+    judged: bool = True  # of generated and restored images: whether the judge has a part in it
 
 
 @dataclass(frozen=True)

@@ -182,6 +182,7 @@ def test_the_report_is_json_says_who_judged_and_never_says_erased(tmp_path: Path
     rows = {row["metric"]: row for row in made.document["figures"]}
     assert rows["integrity"]["value"] == 0.0 and rows["integrity"]["name"] == "integrity[judge]"
     assert rows["fid"]["name"] == "fid[judge]" and rows["fid"]["evaluators"] == ["sha256:judge"]
+    assert rows["changed_weights"]["evaluators"] == []
     assert rows["changed_weights"]["value"] == 0.0
     assert rows["run_time_efficiency"]["value"] == 2.5
     assert rows["unlearning_accuracy"]["n"] == 6 and rows["unlearning_accuracy"]["seed"] == 5
