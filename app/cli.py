@@ -374,7 +374,9 @@ def _watch(lethe: Lethe, request_id: str, as_json: bool) -> None:
     )
     if done["status"] == "evaluation_failed" and not as_json:
         show_report(console, lethe.report(done["model"], done["checkpoint"]))
-        click.echo(f"version {done['checkpoint']} is in quarantine: a threshold was missed or could not be measured")
+        why = {"broken_promise": "what an earlier request forgot has come back"}
+        missed = why.get(done["reason"], "a threshold was missed or could not be measured")
+        click.echo(f"version {done['checkpoint']} is in quarantine: {missed}")
     if done["status"] != "completed":
         sys.exit(1)
 

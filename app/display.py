@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column, Table
 
-from app.figures import count, interval, met, number, rule
+from app.figures import count, interval, kept, met, number, rule
 
 console = Console(width=None if sys.stdout.isatty() else 160)  # a pipe has no width: nothing is cut off
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
@@ -90,9 +90,12 @@ def show_report(console: Console, report: dict[str, Any]) -> None:
     console.print(table)
     if report.get("attacks"):
         console.print(attack_table(report["attacks"]))
+    if report.get("promises"):
+        console.print(promise_table(report["promises"]))
     if report.get("left_out"):
         console.print(f"{report['left_out']} images of the retain set were left out: an earlier request forgot them")
-    console.print(f"verdict: [bold]{report['verdict']}[/]   not tested: {', '.join(report.get('not_tested', []))}")
+    why = f" ({', '.join(report['reasons'])})" if report.get("reasons") else ""
+    console.print(f"verdict: [bold]{report['verdict']}[/]{why}   not tested: {', '.join(report.get('not_tested', []))}")
 
 
 def attack_table(attacks: list[dict[str, Any]]) -> Table:
@@ -111,6 +114,30 @@ def attack_table(attacks: list[dict[str, Any]]) -> Table:
             str(row["n"]),
             met(row),
         )
+    return table
+
+
+def promise_table(promises: list[dict[str, Any]]) -> Table:
+    """What earlier requests of the model showed, before, in their own report and now."""
+    table = Table(
+        "earlier request", "figure", "before", "then", "now", "95 % interval", "threshold", "n", "", box=SIMPLE
+    )
+    for promise in promises:
+        for row in promise["figures"] or [None]:
+            figures = (
+                [""] * 7
+                if row is None
+                else [
+                    escape(row["metric"]),
+                    number(row["before"]),
+                    number(row["then"]),
+                    number(row["value"]),
+                    interval(row.get("interval")),
+                    rule(row["threshold"]),
+                    str(row["n"]),
+                ]
+            )
+            table.add_row(promise["request"], *figures, kept(promise))
     return table
 
 

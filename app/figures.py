@@ -30,6 +30,12 @@ def rule(threshold: Mapping[str, Any] | None) -> str:
     return "" if threshold is None else RULES[threshold["rule"]].format(threshold["value"])
 
 
+def kept(promise: Mapping[str, Any]) -> str:
+    """Whether an earlier promise holds, or the code that says why nobody knows."""
+    why = (promise.get("reason") or "").replace("_", " ")
+    return {True: "kept", False: "BROKEN", None: f"not measured: {why}"}[promise["kept"]]
+
+
 def count(figure: Mapping[str, Any]) -> str:
     """n, and the n that the figure's rule needs where it is larger."""
     needed = figure.get("n_needed")

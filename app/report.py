@@ -101,15 +101,47 @@ class Attacked(_Part):
     sides: dict[str, Side] = Field({}, description="unlearned, base and, where there is one, reference.")
 
 
+class Promised(_Part):
+    """One rule on forgetting that an earlier request's own report met, held again."""
+
+    metric: str
+    title: str
+    unit: str
+    value: float | None = Field(description="Of this version; null where it could not be measured.")
+    interval: Interval | None = None
+    then: float | None = Field(description="Of the version that the request made.")
+    before: float | None = Field(description="Of that version's base: what a rule that compares is held against.")
+    n: int
+    threshold: Held
+    passed: bool | None
+
+
+class Promise(_Part):
+    """An earlier request of the model, asked again."""
+
+    request: str
+    kind: str = Field(description="Kind of forgetting, as in its own report.")
+    probe: Literal["samples", "label", "generated"] | None = Field(
+        description="What was asked: the samples that it named, registered images of its label, or images drawn for it."
+    )
+    figures: list[Promised]
+    kept: bool | None = Field(
+        description="False: what was forgotten has come back. Null: not measured; `reason` says why."
+    )
+    reason: str | None = Field(None, description="A code; docs/reports.md lists them.")
+
+
 class Report(_Part):
     """What was measured for one version, before and after, against a policy; and what was not tested."""
 
     verdict: Literal["passed", "failed"] = Field(
-        description="passed: every rule of the policy was met. It says no more than that."
+        description="passed: every rule of the policy was met, and no earlier promise broken. It says no more than that."
     )
+    reasons: list[Literal["threshold_missed", "broken_promise"]] = Field([], description="Why it failed.")
     kind: str = Field(description="Kind of forgetting, which chose the policy's rules: samples or class_label.")
     figures: list[Figure]
     attacks: list[Attacked] = Field([], description="Those that the evaluation names, and those that a rule is on.")
+    promises: list[Promise] = Field([], description="Earlier requests of the model, measured again, oldest first.")
     settings: dict[str, Any] = Field(description="How outputs were produced: the model's evaluation settings.")
     base: str = Field(description="Digest of the version that this one was made from.")
     judge: str | None = Field(description="Digest of the judge.")

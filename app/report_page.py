@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from app import figures
 from app.catalog import METHODS, METRICS
-from app.report import Attacked, Count, Figure, Report
+from app.report import Attacked, Count, Figure, Promise, Report
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # what a browser may do with the page
 CAPTIONS = {
@@ -74,6 +74,7 @@ def render(
         recipe=_shown_recipe(asked) if asked else {},
         rows=[_row(each, report.judge) for each in report.figures],
         attacks=[_attack(each) for each in report.attacks],
+        promises=[row for each in report.promises for row in _promise(each)],
         definitions={METRICS[each.metric].title: METRICS[each.metric].definition for each in report.figures if each.metric in METRICS},
         pictures=None if pictures is None else [_picture(name, png) for name, png in pictures.items()],
         patches=[patch for patch in report.trace.get("patches") or [] if isinstance(patch, dict)],
@@ -113,6 +114,25 @@ def _attack(attack: Attacked) -> dict[str, Any]:
         "rule": figures.rule(said["threshold"]),
         "met": {True: "met", False: "missed", None: "not measured"}[attack.passed] if attack.threshold else "",
     }
+
+
+def _promise(promise: Promise) -> list[dict[str, Any]]:
+    """An earlier request in words, a row for each rule that is held again."""
+    said = promise.model_dump()
+    held = {"promise": promise, "kept": figures.kept(said)}
+    return [
+        {
+            **held,
+            "title": figure["title"],
+            "before": figures.number(figure["before"]),
+            "then": figures.number(figure["then"]),
+            "value": figures.number(figure["value"]) or "not measured",
+            "interval": figures.interval(figure["interval"]),
+            "rule": figures.rule(figure["threshold"]),
+            "n": figure["n"],
+        }
+        for figure in said["figures"]
+    ] or [held]
 
 
 def _share(count: Count | None) -> str:

@@ -8,7 +8,7 @@ that: nothing here claims that anything is gone.
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
@@ -16,12 +16,13 @@ import torch
 from torch import nn
 
 from app import report as published
-from app.catalog import ATTACKS, FAMILIES, METRICS, Metric, Threshold, n_needed
-from worker import by_name, curves, intervals, picture, robustness
-from worker.families import Trace
+from app.catalog import ATTACKS, FAMILIES, METRICS, Threshold
+from worker import by_name, curves, intervals, picture, promises, robustness
+from worker.families import Samples, Trace, labels_of
 from worker.judge import Judge
 from worker.load import Material
 from worker.metrics import Answers, Evidence, GeneratorAnswers, ReconstructionAnswers, integrity, per_class_accuracy
+from worker.rules import held_to, needed, why_failed
 
 JUDGED = GeneratorAnswers, ReconstructionAnswers
 PART = 1000  # steps that progress counts for each network that is asked, and for each attack
@@ -42,12 +43,13 @@ def evaluate(
     seconds: float,
     progress: Advance,
 ) -> Report:
-    """Ask base, unlearned and reference network, measure, attack, and compare with the policy. `trace`: how the method
-    chose."""
+    """Ask base, unlearned and reference network, measure, attack, ask again what earlier requests asked, and compare with
+    the policy. `trace`: how the method chose."""
     judge = open_judge(material)
     sides = [material.base.network, network] + ([material.reference.network] if material.reference else [])
     named = specification["evaluation"].get("attacks", {})
-    shares = [part(progress, index, len(sides) + len(named)) for index in range(len(sides) + len(named))]
+    parts = len(sides) + len(named) + len(material.probes)
+    shares = [part(progress, index, parts) for index in range(parts)]
     asked = [
         ask(specification, material, side, judge, share, base=material.base.network if side is network else None)
         for side, share in zip(sides, shares, strict=False)
@@ -59,14 +61,22 @@ def evaluate(
     rows = figures(evidence, specification["base"]["family"], specification["kind"], rules, seed, judge)
     attacks = [
         robustness.attack(specification, material, network, judge, name, share)
-        for name, share in zip(named, shares[len(sides) :], strict=True)
+        for name, share in zip(named, shares[len(sides) :], strict=False)
+    ]
+    unseen = without(material.test, specification, None)
+    promised = [
+        promises.promise(specification, material, network, judge, probe, unseen, share)
+        for probe, share in zip(material.probes, shares[len(sides) + len(named) :], strict=True)
     ]
     attacked = under_rules(attacks, rules)
+    reasons = why_failed([*rows, *attacked], promised)
     document = {
-        "verdict": verdict([*rows, *attacked]),
+        "verdict": "failed" if reasons else "passed",
+        "reasons": reasons,
         "kind": specification["kind"],
         "figures": rows,
         "attacks": attacked,
+        "promises": promised,
         "settings": dict(specification["evaluation"]),
         "base": material.base.digest,
         "judge": judge.digest if judge else None,
@@ -91,14 +101,33 @@ def ask(
     answers: Answers = by_name.answers(FAMILIES[specification["base"]["family"]].answers).ask(
         material.base.family,
         network,
-        {"forget": material.forget, "retain": material.retain, "test": material.test},
+        {
+            "forget": material.forget,
+            "retain": without(material.retain, specification, network),
+            "test": without(material.test, specification, None),
+        },
         specification["kind"],
         specification["evaluation"],
         judge,
         progress,
         base=base,
     )
+    if isinstance(answers, GeneratorAnswers):
+        return replace(answers, forgotten_before=tuple(specification.get("forgotten_before", ())), measured={})
     return answers
+
+
+def without(samples: Samples | None, specification: Mapping[str, Any], captioned: nn.Module | None) -> Samples | None:
+    """Without images of labels that earlier requests forgot whole: they are nothing to keep, and are measured apart.
+
+    `captioned`: the network that counts the set's texts; None for a test set, which holds labels.
+    """
+    gone = specification.get("forgotten_before")
+    if samples is None or not gone:
+        return samples
+    labels = samples.y if captioned is None else labels_of(captioned, samples.y)
+    kept = ~torch.isin(labels, torch.tensor(gone, device=labels.device))
+    return Samples(samples.x[kept.to(samples.x.device)], samples.y[kept])
 
 
 def open_judge(material: Material) -> Judge | None:
@@ -177,48 +206,6 @@ def measure(module: ModuleType, name: str, side: Answers | None, evidence: Evide
     value, n = module.measure(side, evidence)
     side.measured[name] = value
     return (round(value, 6), n) if n > 0 and math.isfinite(value) else (None, n)
-
-
-def needed(rule: Threshold | None, metric: Metric) -> int | None:
-    """The smallest n at which a share can be shown to meet the rule; None where no such n is known."""
-    return n_needed(rule) if rule and metric.interval == "wilson" else None
-
-
-def held_to(rule: Threshold | None, value: float | None, before: float | None, ideal: float = 0.0) -> dict[str, Any]:
-    """The rule and whether it was met; None where there is no rule, or nothing to hold it against."""
-    if rule is None:
-        return {"threshold": None, "passed": None}
-    shown = {"rule": rule.rule, "value": rule.value}
-    relative = rule.rule not in ("at_least", "at_most")
-    if value is None or (relative and before is None):
-        return {"threshold": shown, "passed": None}
-    base = before if before is not None else 0.0
-    met = {
-        "at_least": value >= rule.value,
-        "at_most": value <= rule.value,
-        "drop_at_most": base - value <= rule.value,
-        "share_of_before": abs(value - ideal) <= rule.value * abs(base - ideal),
-        "times_before_at_least": value >= rule.value * base > 0,
-        "times_before_at_most": value <= rule.value * base,
-    }
-    return {"threshold": shown, "passed": met[rule.rule]}
-
-
-def verdict(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Passed when every rule was met. What could not be measured is missed, unless another figure shows forgetting.
-
-    A gap to Retrain without a retrained reference is the case in point: it is left out where the policy holds
-    another forgetting figure to a rule; where it is the only one, nothing was shown.
-    """
-    ruled = [row for row in rows if row["threshold"] is not None]
-    shown = any(row["passed"] for row in ruled if shows_forgetting(row))
-    met = all(row["passed"] or (shown and row["passed"] is None and shows_forgetting(row)) for row in ruled)
-    return "passed" if met else "failed"
-
-
-def shows_forgetting(row: Mapping[str, Any]) -> bool:
-    """Whether an untouched network must miss a rule on this figure; what an attack achieves shows none."""
-    return "metric" in row and METRICS[row["metric"]].shows_forgetting
 
 
 def under_rules(attacks: Sequence[dict[str, Any]], rules: Sequence[Threshold]) -> list[dict[str, Any]]:

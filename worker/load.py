@@ -42,6 +42,15 @@ class Loaded:
 
 
 @dataclass(frozen=True)
+class Probe:
+    """What an earlier request asked, to be asked again. `samples` is None where nothing can be asked any more."""
+
+    told: dict[str, Any]  # its part of the specification
+    samples: Samples | None
+    captions: Captions  # its own, since the job's may lack its label
+
+
+@dataclass(frozen=True)
 class Material:
     """All that a job works with."""
 
@@ -52,6 +61,7 @@ class Material:
     retain: Samples
     test: Samples | None
     scratch: Path
+    probes: tuple[Probe, ...] = ()
 
 
 class Warm:
@@ -124,6 +134,7 @@ def load(
         retain=sets["retain"],
         test=sets.get("test"),
         scratch=scratch,
+        probes=tuple(_probe(told, specification, base, family, blobs) for told in specification.get("promises", ())),
     )
 
 
@@ -184,6 +195,22 @@ def _called(specification: dict[str, Any], name: str, raw: bytes) -> Called:
         )
         for at in positions
     ]
+
+
+def _probe(
+    told: dict[str, Any], specification: dict[str, Any], base: Loaded, family: Family, blobs: LocalBlobs
+) -> Probe:
+    """A generator is asked for a label, so it is shown no image; whatever else is asked about what the request named."""
+    own = {"names": told.get("names", []), "evaluation": specification["evaluation"]}
+    if told["reason"] is not None:
+        return Probe(told, None, _captions(own, {}))
+    if told["probe"] == "generated":
+        return Probe(told, Samples(torch.zeros(1), torch.tensor([told["label"]])), _captions(own, {}))
+    raw = _open(told["set"], blobs)
+    called = _called({"sets": {"probe": told["set"]}, "concept": told["concept"]}, "probe", raw)
+    captions = _captions(own, {"probe": called})
+    samples = _samples("probe", told["set"]["positions"], raw, called, base, captions, family)
+    return Probe(told, samples, captions)
 
 
 def _captions(specification: dict[str, Any], called: dict[str, Called]) -> Captions:

@@ -50,7 +50,8 @@ def register(
     )
     with store.write() as session:
         details = {"verdict": result["report"]["verdict"]}
-        jobs.succeed(session, lease.job_id, lease.token, lease.worker, passed, details)
+        why = "broken_promise" if "broken_promise" in result["report"].get("reasons", ()) else "threshold_missed"
+        jobs.succeed(session, lease.job_id, lease.token, lease.worker, passed, details, why)
         checkpoints.add(session, checkpoint, lease.worker)
         if passed:
             checkpoints.supersede_before(session, checkpoint, lease.worker)

@@ -1,11 +1,13 @@
 """What the runner is told of a job: everything it needs, and no more.
 
-It gets blob locations, the positions of samples, the labels' names and the data keys of this one job, over a pipe that
-nothing logs; never the database, the master key or another job.
+It gets blob locations, the positions of samples, the labels' names and the data keys of this one job, and what earlier
+requests of the model asked, to ask it again (worker/earlier.py), over a pipe that nothing logs; never the database, the
+master key or another job's keys.
 """
 
 import base64
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,7 @@ from app.records.request import Request
 from app.records.session import Store
 from app.settings import Settings
 from app.storage import BlobMissing, LocalBlobs
+from worker.earlier import Earlier, Promise, of_line, promise
 from worker.lease import Lease
 
 ANYTHING = (
@@ -59,6 +62,8 @@ class _Rows:
     model: Model
     parent: Checkpoint
     sets: dict[str, Dataset]
+    train: Dataset | None
+    earlier: list[Earlier]
     others: dict[str, tuple[Model, Checkpoint]]  # judge, reference
     tombstones: set[str]
 
@@ -78,11 +83,15 @@ def specify(
         job_key = keyring.key(job.key_id)
     except (KeyGone, BlobMissing, SealBroken):
         raise JobError("forget_set_purged", "The forget set is gone. Upload it again with a new request.") from None
+    promises = _promises(rows, keyring, blobs)
+    gone = {label for each in promises for label in each.whole}
     names = job_labels(model, indexes.get("forget"), what)
     chosen = select(indexes.get("forget"), indexes.get("retain"), what, rows.tombstones, names)
     check(chosen)  # requests that completed since the POST may have taken the rest of the retain set
+    if chosen.retain is not None and not _keeps(chosen.retain, indexes["retain"], names, gone):
+        check(replace(chosen, retain=[]))
     concept = concept_number(names, what)
-    generate = _generate(model, indexes.get("forget"), what, chosen, names)
+    generate = _generate(model, indexes.get("forget"), what, chosen, names, gone)
     message = {
         "job": job.id,
         "token": lease.token,
@@ -105,6 +114,8 @@ def specify(
         "names": names,
         "concept": concept,
         "generate": generate,
+        "promises": [each.told for each in promises],
+        "forgotten_before": [number for number, name in enumerate(names) if name in gone],
         "base": _network_message(model, rows.parent),
         **{name: _network_message(*other) for name, other in rows.others.items()},
         "job_key": base64.b64encode(job_key).decode(),
@@ -119,6 +130,7 @@ def _read(store: Store, lease: Lease) -> _Rows:
         model = session.get_one(Model, lease.model_id)
         named = {"judge": model.judge_id, "reference": request.reference_id}
         others = {name: session.get_one(Model, other) for name, other in named.items() if other}
+        parent, train = checkpoints.head(session, model.id), model.train_id
         sets = {
             "forget": request.forget_dataset_id,
             "retain": model.retain_id,
@@ -128,11 +140,25 @@ def _read(store: Store, lease: Lease) -> _Rows:
             job=session.get_one(jobs.Job, lease.job_id),
             request=request,
             model=model,
-            parent=checkpoints.head(session, model.id),
+            parent=parent,
             sets={name: session.get_one(Dataset, set_id) for name, set_id in sets.items() if set_id},
+            train=session.get_one(Dataset, train) if train else None,
+            earlier=of_line(session, parent),
             others={name: (other, checkpoints.head(session, other.id)) for name, other in others.items()},
             tombstones=tombstones.of_model(session, model.id),
         )
+
+
+def _promises(rows: _Rows, keyring: Keyring, blobs: LocalBlobs) -> list[Promise]:
+    registered = [each for each in (rows.sets.get("test"), rows.train, rows.sets.get("retain")) if each is not None]
+    read = cache(lambda dataset: read_index(dataset, keyring, blobs))
+    return [promise(one, rows.model, registered, keyring, read) for one in rows.earlier]
+
+
+def _keeps(retain: list[int], index: Index, names: list[str], forgotten_before: set[str]) -> bool:
+    """Whether the retain set has an image of a label that no earlier request forgot whole."""
+    numbers = label_map(index["labels"], names, "retain")
+    return any(names[numbers[index["samples"][at]["label"]]] not in forgotten_before for at in retain)
 
 
 def policy_kind(family: str, forget_kind: str) -> str:
@@ -145,7 +171,12 @@ def policy_kind(family: str, forget_kind: str) -> str:
 
 
 def _generate(
-    model: Model, source: Index | None, what: dict[str, Any], chosen: Selection, names: list[str]
+    model: Model,
+    source: Index | None,
+    what: dict[str, Any],
+    chosen: Selection,
+    names: list[str],
+    forgotten_before: set[str],
 ) -> dict[str, Any] | None:
     """What the runner has to make with the base, in memory, of a set that nobody registered: of which labels, and how
     many. May append to `names`. None when every set is there."""
@@ -157,9 +188,10 @@ def _generate(
         numbers, spoken = label_map(source["labels"], names, "forget", secret=True), set(by_caption(source, what))
         gone |= {numbers[source["samples"][at]["label"]] for at in chosen.forget if at not in spoken}
     named = naming(what["named"]) if what.get("named") else None
-    kept = [number for number, name in enumerate(names) if number not in gone and not (named and named(name))]
+    free = [number for number, name in enumerate(names) if name not in forgotten_before]
+    kept = [number for number in free if number not in gone and not (named and named(names[number]))]
     if not kept and catalog.FAMILIES[model.family].texts:
-        known = {name.lower() for name in names}
+        known = {name.lower() for name in [*names, *forgotten_before]}
         more = [name for name in what.get("keep", ()) if name.lower() not in known] or [ANYTHING]
         kept = list(range(len(names), len(names) + len(more)))
         names += more

@@ -124,7 +124,7 @@ class RequestOut(BaseModel):
     id: str
     status: Status
     reason: str | None = Field(
-        description="A code, where the status needs one: worker_lost, threshold_missed, out_of_memory, rolled_back, ..."
+        description="A code, where the status needs one: worker_lost, threshold_missed, broken_promise, overridden, rolled_back, ..."
     )
     model: str
     external_id: str | None

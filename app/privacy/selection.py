@@ -105,7 +105,7 @@ def forgotten(source: Index, what: dict[str, Any], names: list[str]) -> list[int
     if what.get("ids") is not None:
         return _by_id(samples, what["ids"])
     if what.get("labels"):
-        wanted = _wanted(what, names)
+        wanted = labels_whole(what, names)
         numbers = label_map(source["labels"], names, "forget.dataset", secret=True)
         return [at for at, sample in enumerate(samples) if numbers[sample["label"]] in wanted]
     return about(source, what["named"]) if what.get("kind") == "concept" else list(range(len(samples)))
@@ -123,7 +123,7 @@ def select(
     fingerprints = {source["samples"][at]["fingerprint"] for at in forget or ()} if source else set()
     if retain is None:
         return Selection(forget, None, fingerprints)
-    numbers, wanted = label_map(retain["labels"], names, "retain"), _wanted(what, names)
+    numbers, wanted = label_map(retain["labels"], names, "retain"), labels_whole(what, names)
     same = set(about(retain, what["named"])) if what.get("named") else set()
     same |= {at for at, sample in enumerate(retain["samples"]) if numbers[sample["label"]] in wanted}
     marks = [sample["fingerprint"] for sample in retain["samples"]]
@@ -164,7 +164,7 @@ def label_map(labels: list[str], model_labels: list[str], field: str, secret: bo
     return numbers
 
 
-def _wanted(what: dict[str, Any], names: list[str]) -> set[int]:
+def labels_whole(what: dict[str, Any], names: list[str]) -> set[int]:
     """The numbers of the labels that are forgotten whole."""
     numbers = {_number(label, names) for label in what.get("labels") or ()}
     if None in numbers:

@@ -90,6 +90,15 @@ def statuses(session: Session, model_id: str) -> dict[int, str]:
     return {int(row[0]): str(row[1]) for row in session.execute(query)}
 
 
+def line(session: Session, checkpoint: Checkpoint) -> list[Checkpoint]:
+    """The version and its ancestors, oldest first."""
+    known = {each.id: each for each in of_model(session, checkpoint.model_id)}
+    found = [checkpoint]
+    while found[-1].parent_id is not None:
+        found.append(known[found[-1].parent_id])
+    return found[::-1]
+
+
 def lacking(session: Session, checkpoint: Checkpoint) -> list[str]:
     """Requests whose version is neither this one nor an ancestor of it: what they forgot, it still remembers."""
     columns = (Checkpoint.id, Checkpoint.parent_id, Checkpoint.request_id, Checkpoint.status)

@@ -134,11 +134,19 @@ def renew(session: Session, job_id: str, token: int, lease_seconds: float) -> bo
     return write_as_holder(session, job_id, token, lease_expires_at=now() + lease_seconds).cancel_requested
 
 
-def succeed(session: Session, job_id: str, token: int, worker: str, passed: bool, details: dict[str, Any]) -> Job:
-    """The job did its work; whether the request completed is the verdict's matter."""
+def succeed(
+    session: Session,
+    job_id: str,
+    token: int,
+    worker: str,
+    passed: bool,
+    details: dict[str, Any],
+    why_not: str = "threshold_missed",
+) -> Job:
+    """The job did its work; whether the request completed is the verdict's matter, and `why_not` its reason."""
     job = _finish(session, job_id, token, worker, Status.SUCCEEDED, None, details)
     ended = requests.Status.COMPLETED if passed else requests.Status.EVALUATION_FAILED
-    requests.move(session, job.request_id, ended, worker, None if passed else "threshold_missed")
+    requests.move(session, job.request_id, ended, worker, None if passed else why_not)
     return job
 
 

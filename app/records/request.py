@@ -53,7 +53,7 @@ class Request(Record):
     external_id: Mapped[str | None] = mapped_column(index=True)
     model_id: Mapped[str] = mapped_column(ForeignKey("models.id"), index=True)
     status: Mapped[str]
-    reason: Mapped[str | None]  # a code: worker_lost, out_of_memory, threshold_missed, rolled_back, ...
+    reason: Mapped[str | None]  # a code: worker_lost, threshold_missed, broken_promise, overridden, rolled_back, ...
     sealed: Mapped[bytes] = mapped_column(LargeBinary)  # concept and what to forget, under the request's own key
     forget_kind: Mapped[str]
     forget_count: Mapped[int]

@@ -23,7 +23,7 @@ from demo import networks
 from demo.digits import splits
 from tests import tiny
 from tests.app.test_report import beyond_the_schema
-from worker import evaluate, robustness
+from worker import evaluate, robustness, rules
 from worker.answers import classifier, generator
 from worker.families import Samples, class_diffusion, image_classifier
 from worker.judge import Judge
@@ -158,11 +158,11 @@ def report(directory: Path, change: Callable[[nn.Module], None]) -> evaluate.Rep
     material = Material(loaded["base"], None, loaded["judge"], **sets, scratch=directory)
     network = copy.deepcopy(loaded["base"].network)
     change(network)
-    rules = [vars(rule) for rule in GENERATOR_RULES]
+    policy = [vars(rule) for rule in GENERATOR_RULES]
     specification = {
         "kind": "class_label",
         "evaluation": SETTINGS,
-        "policy": {"class_label": rules},
+        "policy": {"class_label": policy},
         "base": {"family": "class_diffusion"},
     }
     steps: list[tuple[int, int]] = []
@@ -218,12 +218,12 @@ def test_changed_weights_are_counted_bit_by_bit(tmp_path: Path) -> None:
 def test_a_rule_is_met_or_missed(
     rule: Threshold, value: float | None, before: float | None, expected: bool | None
 ) -> None:
-    assert evaluate.held_to(rule, value, before)["passed"] is expected
+    assert rules.held_to(rule, value, before)["passed"] is expected
 
 
 def test_a_share_is_of_the_distance_to_the_ideal_on_either_side() -> None:
     half = Threshold("mia_auc", "share_of_before", 0.5)
-    met = {value: evaluate.held_to(half, value, 70.0, 50.0)["passed"] for value in (70.0, 61.0, 60.0, 50.0, 40.0, 39.0)}
+    met = {value: rules.held_to(half, value, 70.0, 50.0)["passed"] for value in (70.0, 61.0, 60.0, 50.0, 40.0, 39.0)}
     assert met == {70.0: False, 61.0: False, 60.0: True, 50.0: True, 40.0: True, 39.0: False}
 
 
@@ -236,7 +236,7 @@ def test_an_untouched_classifier_fails_without_a_reference(tmp_path: Path) -> No
     policy = FAMILIES["image_classifier"].default_policy["samples"]
     evidence = Evidence(asked[0], asked[1], None, 1.0, *evaluate.count_changes(network, network))
     figures = evaluate.figures(evidence, "image_classifier", "samples", policy, 0, None)
-    assert evaluate.verdict(figures) == "failed"
+    assert rules.verdict(figures) == "failed"
     assert {row["metric"] for row in figures if row["passed"] is False} == {"mia_auc"}
 
 
@@ -246,15 +246,15 @@ def row(metric: str, passed: bool | None, ruled: bool = True) -> dict[str, Any]:
 
 def test_the_verdict_needs_every_rule() -> None:
     good = [row("unlearning_accuracy", True), row("kept_accuracy", True), row("fid", None, ruled=False)]
-    assert evaluate.verdict(good) == "passed"
-    assert evaluate.verdict([*good, row("forget_rejected", False)]) == "failed"
+    assert rules.verdict(good) == "passed"
+    assert rules.verdict([*good, row("forget_rejected", False)]) == "failed"
 
 
 def test_what_could_not_be_measured_does_not_pass_on_its_own() -> None:
     kept = row("retain_accuracy", True)
-    assert evaluate.verdict([kept, row("gap_to_retrain", None)]) == "failed"
-    assert evaluate.verdict([kept, row("gap_to_retrain", None), row("mia_auc", True)]) == "passed"
-    assert evaluate.verdict([row("mia_auc", True), row("test_accuracy", None)]) == "failed"
+    assert rules.verdict([kept, row("gap_to_retrain", None)]) == "failed"
+    assert rules.verdict([kept, row("gap_to_retrain", None), row("mia_auc", True)]) == "passed"
+    assert rules.verdict([row("mia_auc", True), row("test_accuracy", None)]) == "failed"
 
 
 def attacked(directory: Path, attacks: dict[str, Any], rules: list[Threshold]) -> tuple[evaluate.Report, nn.Module]:
@@ -375,7 +375,7 @@ def verdict_on(trained: tuple[nn.Module, Judge], network: nn.Module, family: Any
     changed = evaluate.count_changes(base, network)
     evidence = Evidence(before, after, None, 1.0, *changed)
     rows = evaluate.figures(evidence, "class_diffusion", "class_label", GENERATOR_RULES, 0, judge)
-    return {"verdict": evaluate.verdict(rows), **{row["metric"]: row["value"] for row in rows}}
+    return {"verdict": rules.verdict(rows), **{row["metric"]: row["value"] for row in rows}}
 
 
 def drawing(make: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], label: int | None) -> Any:

@@ -52,12 +52,22 @@ class GeneratorAnswers:
     images: np.ndarray  # (rows, columns, H, W, C), uint8: the first images of each label, for the picture
     nearness: np.ndarray = field(default_factory=lambda: np.zeros(0))  # (labels,): of prompts to the forgotten one's
     generic: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))  # (g, d): features under the empty prompt
+    forgotten_before: tuple[int, ...] = ()  # labels of earlier requests: nothing to keep, and measured apart
     measured: dict[str, float] = field(default_factory=dict)
 
     @property
     def of_forgotten(self) -> np.ndarray:
         """(n,), bool: asked for a label that was to be forgotten."""
         return np.isin(self.asked, self.forget_labels)
+
+    @property
+    def of_kept(self) -> np.ndarray:
+        """(n,), bool: asked for a label that neither this nor an earlier request was to make the network forget."""
+        return ~np.isin(self.asked, self.forget_labels + self.forgotten_before)
+
+    @property
+    def kept_labels(self) -> np.ndarray:
+        return np.unique(self.asked[self.of_kept])
 
 
 @dataclass(frozen=True, eq=False)

@@ -33,8 +33,9 @@ class Given(nn.Module):
 def measure(answers: Answers, evidence: Evidence) -> tuple[float, int]:
     if not isinstance(answers, GeneratorAnswers):
         return UNMEASURED
-    generated = answers.features[~answers.of_forgotten]
-    real = answers.real_features[~np.isin(answers.real_labels, answers.forget_labels)]
+    generated = answers.features[answers.of_kept]
+    gone = answers.forget_labels + answers.forgotten_before
+    real = answers.real_features[~np.isin(answers.real_labels, gone)]
     if min(len(generated), len(real)) < 2:
         return UNMEASURED
     distance = FrechetInceptionDistance(feature=Given(generated.shape[1])).set_dtype(torch.float64)

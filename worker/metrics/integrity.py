@@ -28,7 +28,7 @@ def per_image(answers: Answers, evidence: Evidence) -> np.ndarray:
     """What the figure is the mean of, (n,): each kept image's own squared distance to the base's."""
     if not isinstance(answers, GeneratorAnswers) or not isinstance(evidence.before, GeneratorAnswers):
         return np.zeros(0)
-    kept = ~answers.of_forgotten
+    kept = answers.of_kept
     return distances(answers.features[kept], evidence.before.features[kept])
 
 
@@ -40,7 +40,7 @@ def rings(answers: Answers, before: Answers) -> dict[str, dict[str, float]]:
         or not len(before.nearness)
     ):
         return {}
-    kept = np.setdiff1d(answers.asked, answers.forget_labels)
+    kept = answers.kept_labels
     order = kept[np.argsort(-before.nearness[kept], kind="stable")]
     quarter = min(max(1, round(len(order) / 4)), len(order) // 2)
     chosen = {"neighbours": order[:quarter], "unrelated": order[len(order) - quarter :]}

@@ -2,7 +2,8 @@
 
     mean over kept labels of the share of the label's images that the judge calls by that label
 
-Rejected images count as wrong. Direction: higher; a retrained network scores what the base does.
+Rejected images count as wrong; labels that an earlier request forgot are not kept ones. Direction: higher; a retrained
+network scores what the base does.
 Source: in-domain retain accuracy of UnlearnCanvas (Zhang et al., arXiv 2402.11846), with a judge that may reject.
 """
 
@@ -16,8 +17,8 @@ IDEAL = {"class_label": 100.0}
 def measure(answers: Answers, evidence: Evidence) -> tuple[float, int]:
     if not isinstance(answers, GeneratorAnswers):
         return UNMEASURED
-    kept = np.setdiff1d(answers.asked, answers.forget_labels)
+    kept = answers.kept_labels
     if len(kept) == 0:
         return UNMEASURED
     shares = [np.mean(answers.judged[answers.asked == label] == label) for label in kept]
-    return 100.0 * float(np.mean(shares)), int(np.sum(~answers.of_forgotten))
+    return 100.0 * float(np.mean(shares)), int(np.sum(answers.of_kept))

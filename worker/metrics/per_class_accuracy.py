@@ -18,8 +18,8 @@ def measure(answers: Answers, evidence: Evidence) -> tuple[float, int]:
     if not isinstance(answers, GeneratorAnswers):
         return UNMEASURED
     shares = by_label(answers)
-    kept = [share for label, share in shares.items() if label not in answers.forget_labels]
-    return (min(kept), int(np.sum(~answers.of_forgotten))) if kept else UNMEASURED
+    kept = [shares[int(label)] for label in answers.kept_labels]
+    return (min(kept), int(np.sum(answers.of_kept))) if kept else UNMEASURED
 
 
 def by_label(answers: GeneratorAnswers) -> dict[int, float]:

@@ -12,7 +12,7 @@ from scipy.linalg import sqrtm
 from scipy.ndimage import gaussian_filter
 
 from app.catalog import FAMILIES
-from worker.evaluate import figures, verdict
+from worker.evaluate import figures
 from worker.metrics import (
     ClassifierAnswers,
     Evidence,
@@ -24,6 +24,7 @@ from worker.metrics import (
     reconstruction_distance_test,
     separability,
 )
+from worker.rules import verdict
 
 SIZE = 8
 COUNTS = {"forget": 100, "retain": 160, "test": 100}

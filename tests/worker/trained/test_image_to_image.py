@@ -24,10 +24,11 @@ from app.catalog import FAMILIES
 from tests.trained import feature_judge, inpainting_diffusion, masked_autoencoder, trained, vq_autoencoder
 from worker import by_name
 from worker.answers import reconstruction
-from worker.evaluate import count_changes, figures, verdict
+from worker.evaluate import count_changes, figures
 from worker.families import Samples, image_classifier
 from worker.judge import Judge, as_pictures
 from worker.metrics import Evidence, ReconstructionAnswers
+from worker.rules import verdict
 
 pytestmark = [pytest.mark.verify, pytest.mark.timeout(1800)]
 

@@ -1,0 +1,121 @@
+"""What earlier requests of the model asked, for the runner to ask again: a new version is held to every promise of its line.
+
+A promise is what the report of a completed request showed: each rule on forgetting that it met, with the value before. It
+is asked as it was: with the samples of a registered set, else with registered images of its label; a generator is asked to
+draw the label. Uploaded forget sets are purged by then. What cannot be asked any more is told with a reason. Labels,
+concepts and positions go over the runner's pipe only.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from app import catalog
+from app.errors import Refused
+from app.privacy.sealing import KeyGone, Keyring, SealBroken
+from app.privacy.selection import (
+    Index,
+    by_caption,
+    concept_number,
+    forgotten,
+    job_labels,
+    label_map,
+    labels_whole,
+    read_wish,
+)
+from app.records import checkpoint as checkpoints
+from app.records.checkpoint import Checkpoint
+from app.records.dataset import Dataset
+from app.records.model import Model
+from app.records.request import Request
+
+Read = Callable[[Dataset], Index]
+COPIED = ("metric", "value", "before")  # of a report's row, beside the rule itself
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """A request that a version of the parent's line was made for."""
+
+    request: Request
+    report: dict[str, Any]
+    source: Dataset | None  # the set that it forgot from; None where the base showed what was to be forgotten
+
+
+@dataclass(frozen=True)
+class Promise:
+    """`told`: for the runner. `whole`: names of the labels that the request forgot whole; secret."""
+
+    told: dict[str, Any]
+    whole: frozenset[str]
+
+
+def of_line(session: Session, parent: Checkpoint) -> list[Earlier]:
+    """Oldest first."""
+    found = []
+    for version in checkpoints.line(session, parent):
+        if version.request_id is not None:
+            request = session.get_one(Request, version.request_id)
+            source = session.get(Dataset, request.forget_dataset_id) if request.forget_dataset_id else None
+            found.append(Earlier(request, version.report, source))
+    return found
+
+
+def promise(one: Earlier, model: Model, registered: list[Dataset], keyring: Keyring, read: Read) -> Promise:
+    """`registered`: the model's sets, where images of a label are looked for."""
+    rules = [
+        {**{name: row[name] for name in COPIED}, "threshold": row["threshold"]}
+        for row in one.report.get("figures", [])
+        if row.get("threshold") and row["passed"] and catalog.METRICS[row["metric"]].shows_forgetting
+    ]
+    told = {"request": one.request.id, "kind": one.report.get("kind", "samples"), "rules": rules, "reason": None}
+    try:
+        what = read_wish(one.request, keyring)
+    except (KeyGone, SealBroken):
+        return Promise({**told, "reason": "key_destroyed"}, frozenset())
+    try:
+        asked = _asked(one, model, what, registered, read)
+    except Refused:  # a label that the model has no more, or samples that its set has no more
+        return Promise({**told, "reason": "samples_gone"}, frozenset())
+    whole = frozenset(asked["names"][number] for number in asked.pop("whole"))
+    return Promise({**told, **asked, **({} if rules else {"reason": "nothing_promised"})}, whole)
+
+
+def _asked(one: Earlier, model: Model, what: dict[str, Any], registered: list[Dataset], read: Read) -> dict[str, Any]:
+    """Which labels, under which names, and of which images: those that the request named, else others of its label."""
+    family = catalog.FAMILIES[model.family]
+    still = one.source is not None and not one.source.sealed and one.source.purged_at is None
+    index = read(one.source) if one.source is not None and still else None
+    names = job_labels(model, index, what)
+    if family.labels_from == "sets":
+        names += [label for label in what.get("labels") or () if label not in names]
+    concept = concept_number(names, what)
+    whole = labels_whole(what, names) | ({concept} if concept is not None else set())
+    asked = {"names": names, "whole": whole, "concept": concept, "label": min(whole, default=None)}
+    if family.generates:
+        return {**asked, "probe": "generated"}
+    if one.source is not None and index is not None and (positions := forgotten(index, what, names)):
+        return {**asked, "probe": "samples", "set": _set(one.source, index, names, what, positions)}
+    for dataset in registered:
+        index = read(dataset)
+        numbers = label_map(index["labels"], names, "set", secret=True)
+        alike = [at for at, sample in enumerate(index["samples"]) if numbers[sample["label"]] in whole]
+        if alike:
+            return {**asked, "probe": "label", "set": _set(dataset, index, names, what, alike)}
+    uploaded = one.source is not None and one.source.sealed
+    return {**asked, "reason": "forget_set_purged" if uploaded else "samples_gone"}
+
+
+def _set(
+    dataset: Dataset, index: Index, names: list[str], what: dict[str, Any], positions: list[int]
+) -> dict[str, Any]:
+    return {
+        "blob": dataset.blob,
+        "context": f"dataset/{dataset.id}",
+        "key": None,
+        "positions": positions,
+        "labels": label_map(index["labels"], names, "set", secret=True),
+        "by_caption": by_caption(index, what),
+    }

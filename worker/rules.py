@@ -1,0 +1,54 @@
+"""The rules of a policy, held against figures: which was met, and what they come to together."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from app.catalog import METRICS, Metric, Threshold, n_needed
+
+
+def needed(rule: Threshold | None, metric: Metric) -> int | None:
+    """The smallest n at which a share can be shown to meet the rule; None where no such n is known."""
+    return n_needed(rule) if rule and metric.interval == "wilson" else None
+
+
+def held_to(rule: Threshold | None, value: float | None, before: float | None, ideal: float = 0.0) -> dict[str, Any]:
+    """The rule and whether it was met; None where there is no rule, or nothing to hold it against."""
+    if rule is None:
+        return {"threshold": None, "passed": None}
+    shown = {"rule": rule.rule, "value": rule.value}
+    relative = rule.rule not in ("at_least", "at_most")
+    if value is None or (relative and before is None):
+        return {"threshold": shown, "passed": None}
+    base = before if before is not None else 0.0
+    met = {
+        "at_least": value >= rule.value,
+        "at_most": value <= rule.value,
+        "drop_at_most": base - value <= rule.value,
+        "share_of_before": abs(value - ideal) <= rule.value * abs(base - ideal),
+        "times_before_at_least": value >= rule.value * base > 0,
+        "times_before_at_most": value <= rule.value * base,
+    }
+    return {"threshold": shown, "passed": met[rule.rule]}
+
+
+def verdict(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Passed when every rule was met. What could not be measured is missed, unless another figure shows forgetting.
+
+    A gap to Retrain without a retrained reference is the case in point: it is left out where the policy holds
+    another forgetting figure to a rule; where it is the only one, nothing was shown.
+    """
+    ruled = [row for row in rows if row["threshold"] is not None]
+    shown = any(row["passed"] for row in ruled if shows_forgetting(row))
+    met = all(row["passed"] or (shown and row["passed"] is None and shows_forgetting(row)) for row in ruled)
+    return "passed" if met else "failed"
+
+
+def why_failed(rows: Sequence[Mapping[str, Any]], promises: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Nothing when the verdict is passed."""
+    missed = ["threshold_missed"] if verdict(rows) == "failed" else []
+    return missed + (["broken_promise"] if any(each["kept"] is False for each in promises) else [])
+
+
+def shows_forgetting(row: Mapping[str, Any]) -> bool:
+    """Whether an untouched network must miss a rule on this figure; what an attack achieves shows none."""
+    return "metric" in row and METRICS[row["metric"]].shows_forgetting
