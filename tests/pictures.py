@@ -2,7 +2,7 @@
 
 import io
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from PIL import Image
@@ -17,12 +17,19 @@ def png(seed: int, size: int = 8) -> bytes:
 
 def imagefolder(labels: Iterable[object] = range(4), each: int = 6, seed: int = 0) -> bytes:
     """A zip with `each` images in a folder per label. Equal seeds give equal images."""
+    return archive(folder(labels, each, seed))
+
+
+def folder(labels: Iterable[object], each: int, seed: int) -> dict[str, bytes]:
+    """The same images by name."""
+    return {f"{label}/{number}.png": png(_seed(seed, label, number)) for label in labels for number in range(each)}
+
+
+def archive(files: Mapping[str, bytes]) -> bytes:
     file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as archive:
-        for label in labels:
-            for number in range(each):
-                content = png(_seed(seed, label, number))
-                archive.writestr(f"{label}/{number}.png", content)
+    with zipfile.ZipFile(file, "w") as opened:
+        for name, content in files.items():
+            opened.writestr(name, content)
     return file.getvalue()
 
 
