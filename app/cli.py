@@ -21,6 +21,7 @@ from app.client import DEFAULT_URL, Damaged, Lethe, Problem
 from app.deployment import deploy
 from app.display import Watcher, console, json_option, show_comparison, show_report
 from app.embedded import run_embedded, wait_for_dependencies, worker_command
+from app.override_command import override
 from app.records import api_key as api_keys
 from app.records.session import Store
 from app.settings import Settings, settings
@@ -60,6 +61,7 @@ def main() -> None:
 
 main.add_command(alias)
 main.add_command(rollback)
+main.add_command(override)
 
 
 @main.command()

@@ -120,6 +120,15 @@ class Lethe:
                 return request
             time.sleep(poll)
 
+    def override(self, model: str, number: int, code: str, reason: str) -> dict[str, Any]:
+        """Release a quarantined version against its verdict. Problem 409 when it cannot be, 412 when it changed meanwhile."""
+        path = f"/v1/models/{model}/checkpoints/{number}"
+        held = {"If-Match": self._etag(path) or "*"}
+        answer: dict[str, Any] = self.call(
+            "POST", f"{path}/override", json={"code": code, "reason": reason}, headers=held
+        )
+        return answer
+
     def aliases(self, model: str) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = self.call("GET", f"/v1/models/{model}/aliases")
         return found

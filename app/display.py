@@ -94,6 +94,10 @@ def show_report(console: Console, report: dict[str, Any]) -> None:
         console.print(promise_table(report["promises"]))
     if report.get("left_out"):
         console.print(f"{report['left_out']} images of the retain set were left out: an earlier request forgot them")
+    if report.get("override"):
+        said = report["override"]
+        why = f": {escape(said['reason'])}" if said.get("reason") else ""
+        console.print(f"released against its verdict on {said['at'][:10]}, {said['code'].replace('_', ' ')}{why}")
     why = f" ({', '.join(report['reasons'])})" if report.get("reasons") else ""
     console.print(f"verdict: [bold]{report['verdict']}[/]{why}   not tested: {', '.join(report.get('not_tested', []))}")
 

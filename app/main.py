@@ -16,6 +16,7 @@ from app.api import (
     keys,
     models,
     openapi,
+    overrides,
     problems,
     requests,
     schemas,
@@ -54,7 +55,8 @@ def create_app(lethe: Deployment | None = None) -> FastAPI:
     app = FastAPI(title="Lethe", version="0.1.0", description=ABOUT, lifespan=run)
     app.state.lethe = deployment
     problems.install(app)
-    for resource in (datasets, models, aliases, checkpoints, downloads, requests, jobs, history, keys, schemas, health):
+    about_models = (datasets, models, aliases, checkpoints, overrides, downloads)
+    for resource in (*about_models, requests, jobs, history, keys, schemas, health):
         app.include_router(resource.router)
     openapi.describe(app)
     return app

@@ -131,12 +131,22 @@ class Promise(_Part):
     reason: str | None = Field(None, description="A code; docs/reports.md lists them.")
 
 
+class Override(_Part):
+    """A person's release of the version against its verdict."""
+
+    at: str
+    code: str
+    by: str | None = Field(None, description="The key; only with the scope history:read.")
+    reason: str | None = Field(None, description="Only with the scope history:read.")
+
+
 class Report(_Part):
     """What was measured for one version, before and after, against a policy; and what was not tested."""
 
     verdict: Literal["passed", "failed"] = Field(
         description="passed: every rule of the policy was met, and no earlier promise broken. It says no more than that."
     )
+    override: Override | None = Field(None, description="Where a person released the version all the same.")
     reasons: list[Literal["threshold_missed", "broken_promise"]] = Field([], description="Why it failed.")
     kind: str = Field(description="Kind of forgetting, which chose the policy's rules: samples or class_label.")
     figures: list[Figure]

@@ -23,7 +23,7 @@ SHARED = (
 )
 HEAVY = ("torch", "diffusers", "transformers")
 SERVICE = ("app", "celery", "sqlalchemy", "fastapi", "kombu", "redis", "httpx")
-TORCH_FREE = ("celery_app", "tasks", "supervisor", "lease", "register", "specification", "warm")
+TORCH_FREE = ("celery_app", "tasks", "supervisor", "lease", "register", "specification", "earlier", "warm")
 
 
 def imports(path: Path) -> list[tuple[str, bool]]:

@@ -1,4 +1,9 @@
-"""Every verdict of a line of requests, through server and worker: pass, a promise kept, one that nobody can ask, one broken."""
+"""Every verdict of a line of requests, through server and worker: pass, a promise kept, one that nobody can ask, one broken
+and its version quarantined, then released by a person.
+
+Override by HTTP, with each refusal and on both databases: tests/app/api/test_override.py. Which cheats miss the default
+policies: tests/worker/test_evaluate.py.
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -77,6 +82,19 @@ def test_a_promise_holds_until_a_retain_set_teaches_the_label_again(running: Run
     assert client.call("GET", "/v1/models/digits")["head"] == third["checkpoint"]
     version = client.call("GET", f"/v1/models/digits/checkpoints/{fourth['checkpoint']}")
     assert version["status"] == "quarantined"
+
+    why = "the label is wanted again"
+    assert client.override("digits", fourth["checkpoint"], "risk_accepted", why)["status"] == "released"
+    ended = client.call("GET", f"/v1/requests/{fourth['id']}")
+    assert (ended["status"], ended["reason"]) == ("completed", "overridden")
+    overruled = client.report("digits", fourth["checkpoint"])
+    assert overruled["verdict"] == "failed" and overruled["override"]["reason"] == why
+    client.call("PATCH", "/v1/models/digits", json={"retain": "digits-train"}, headers={"If-Match": "*"})
+    fifth, report = forget(running, {"samples": ["3/0"]})
+    assert fifth["status"] == "completed" and report["base"] == version["digest"]
+    assert report["left_out"] == 18  # labels 0, 1 and, by the override's tombstones, 2
+    assert [each["request"] for each in report["promises"]] == [each["id"] for each in (first, second, third, fourth)]
+    assert [each["kept"] for each in report["promises"]] == [None, True, True, True]
 
 
 def two_labels() -> bytes:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from app.records import checkpoint as checkpoints
+from app.records import held_tombstone as held_tombstones
 from app.records import intent as intents
 from app.records import job as jobs
 from app.records import job_event
@@ -56,6 +57,8 @@ def register(
         if passed:
             checkpoints.supersede_before(session, checkpoint, lease.worker)
             tombstones.lay(session, lease.model_id, lease.request_id, specification.fingerprints)
+        else:
+            held_tombstones.hold(session, checkpoint.id, specification.fingerprints)
         intents.fulfil(session, [*names.values(), *pictures.values()])
 
 

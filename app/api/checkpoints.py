@@ -12,6 +12,7 @@ from app import report_page, weights
 from app.api.dependencies import Lethe, moment, need
 from app.deployment import Deployment
 from app.errors import NotFound
+from app.override import etag
 from app.promotion import HEAD
 from app.records import alias as aliases
 from app.records import checkpoint as checkpoints
@@ -46,6 +47,7 @@ class CheckpointOut(BaseModel):
     changes: dict[str, Any] = Field(description="Tensors and elements changed against the parent, bytes added.")
     files: list[FileOut]
     pictures: list[str]
+    overridden: bool = Field(description="Whether a person released it against its verdict; its report says why.")
     created_at: str
 
 
@@ -61,9 +63,14 @@ def list_checkpoints(name: str, lethe: Lethe, key: Reader) -> list[dict[str, Any
 
 
 @router.get("/{number}", response_model=CheckpointOut)
-def get_checkpoint(name: str, number: str, lethe: Lethe, key: Reader) -> dict[str, Any]:
-    """One version: a number, `head`, or an alias such as `production`."""
+def get_checkpoint(name: str, number: str, response: Response, lethe: Lethe, key: Reader) -> dict[str, Any]:
+    """One version: a number, `head`, or an alias such as `production`. The ETag is for If-Match on an override."""
+    return shown(lethe, name, number, response)
+
+
+def shown(lethe: Deployment, name: str, number: str, response: Response) -> dict[str, Any]:
     model, checkpoint, family = find_checkpoint(lethe, name, number)
+    response.headers["ETag"] = etag(checkpoint)
     return _out(lethe, model.name, checkpoint, family)
 
 
@@ -123,6 +130,10 @@ def _report(checkpoint: Checkpoint, key: ApiKey) -> dict[str, Any]:
     report = checkpoint.report
     if not report:
         raise NotFound("report: version 1 is the base as registered")
+    if checkpoint.override is not None:
+        told = ("at", "code", "by", "reason") if "history:read" in key.scopes else ("at", "code")
+        override = {**checkpoint.override, "at": moment(checkpoint.override["at"])}
+        report = {**report, "override": {name: override[name] for name in told}}
     if "requests:concept" not in key.scopes:  # figures by label would tell which one was to be forgotten
         hidden = [{name: value for name, value in row.items() if name != "by_label"} for row in report["figures"]]
         return {**report, "figures": hidden}
@@ -199,5 +210,6 @@ def _out(lethe: Deployment, model_name: str, checkpoint: Checkpoint, family: lis
             for file in manifest_of(lethe, checkpoint).files
         ],
         "pictures": checkpoint.report.get("pictures", []),
+        "overridden": checkpoint.override is not None,
         "created_at": moment(checkpoint.created_at),
     }

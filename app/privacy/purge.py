@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 
 from app.privacy.sealing import Keyring
 from app.records import dataset as datasets
+from app.records import held_tombstone as held_tombstones
 from app.records import history
 from app.records import job as jobs
 from app.records import request as requests
@@ -38,8 +39,8 @@ def after_job(store: Store, keyring: Keyring, blobs: LocalBlobs, job_id: str, se
 def purge_request(
     store: Store, keyring: Keyring, blobs: LocalBlobs, request_id: str, due: tuple[requests.Status, ...]
 ) -> None:
-    """If the request's status is one of `due`: erase the sealed set that it adopted, and what is left of its jobs' resume
-    state. A registered set that it only pointed into stays."""
+    """If the request's status is one of `due`: erase the sealed set that it adopted, what is left of its jobs' resume
+    state, and the digests held for an override. What it named stays sealed, for later versions to be asked about. A registered set that it only pointed into stays."""
     with store.write() as session:
         request = session.get_one(Request, request_id, with_for_update=True)
         if request.status not in due or request.purged_at is not None:
@@ -49,6 +50,7 @@ def purge_request(
         dataset = session.get(Dataset, request.forget_dataset_id) if request.forget_dataset_id else None
         if dataset is not None and dataset.adopted_by == request_id:
             _erase_dataset(session, keyring, blobs, dataset, "the request ended")
+        held_tombstones.drop(session, request_id)
         request.purged_at = session.scalar(select(now()))
         history.write(session, "system", "request.purged", request_id, request_id)
 

@@ -20,6 +20,7 @@ SCOPES = {
     "models:read": "list and read models and checkpoints, download released weights",
     "models:write": "register models, change their policy, move their aliases",
     "checkpoints:superseded": "download checkpoints that a completed request superseded, or that are quarantined",
+    "checkpoints:override": "release a quarantined version against its verdict",
     "requests:create": "post deletion requests, and cancel or retry one's own",
     "requests:read": "read requests and jobs",
     "requests:concept": "read the concept that a request names",

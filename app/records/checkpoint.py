@@ -1,6 +1,6 @@
-"""Versions of a model's weights. Immutable but for their status; the newest released one is the head.
+"""Versions of a model's weights. Immutable but for status and override; the newest released one is the head.
 
-released: met its policy. quarantined: missed it, weights kept. superseded: was released, but a request that
+released: met its policy, or was released against its verdict. quarantined: missed it, weights kept. superseded: was released, but a request that
 completed later means that it still remembers someone.
 """
 
@@ -36,6 +36,7 @@ class Checkpoint(Record):
     digest: Mapped[str]
     changes: Mapped[dict[str, Any]]  # tensors and elements changed, bytes added and full
     report: Mapped[dict[str, Any]]
+    override: Mapped[dict[str, Any] | None]  # when, by whom and why it was released against its verdict
     created_at: Mapped[float]
 
 
@@ -68,6 +69,13 @@ def supersede_before(session: Session, checkpoint: Checkpoint, actor: str) -> No
     for old in earlier:
         session.execute(update(Checkpoint).where(Checkpoint.id == old.id).values(status=Status.SUPERSEDED))
         history.write(session, actor, "checkpoint.superseded", old.id, checkpoint.request_id, {"number": old.number})
+
+
+def release(session: Session, checkpoint: Checkpoint, actor: str, details: dict[str, Any]) -> None:
+    """A quarantined version, against its verdict."""
+    checkpoint.status = Status.RELEASED
+    session.flush()
+    history.write(session, actor, "checkpoint.overridden", checkpoint.id, checkpoint.request_id, details)
 
 
 def find(session: Session, model_id: str, number: int) -> Checkpoint | None:

@@ -205,6 +205,13 @@ def ask_to_cancel(session: Session, job_id: str, actor: str) -> Job:
     return session.get_one(Job, job_id, populate_existing=True)
 
 
+def hold_active(session: Session, model_id: str) -> list[Job]:
+    """The model's queued and running jobs; until the transaction ends nobody claims one or writes to it."""
+    active = (Job.model_id == model_id) & Job.status.in_([Status.QUEUED, Status.RUNNING])
+    query = select(Job).where(active).order_by(Job.id).with_for_update()
+    return list(session.scalars(query.execution_options(populate_existing=True)))
+
+
 def of_request(session: Session, request_id: str) -> list[Job]:
     return of_requests(session, [request_id])
 

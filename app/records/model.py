@@ -38,10 +38,11 @@ def find(session: Session, name_or_id: str) -> Model | None:
     return session.scalar(select(Model).where((Model.id == name_or_id) | (Model.name == name_or_id)))
 
 
-def lock(session: Session, name_or_id: str) -> Model | None:
-    """The model, held until the transaction ends by whoever changes what serves; jobs go on registering versions."""
+def lock(session: Session, name_or_id: str, whole: bool = False) -> Model | None:
+    """The model, held until the transaction ends by whoever changes what serves; jobs go on registering versions, but not
+    with `whole`."""
     named = select(Model).where((Model.id == name_or_id) | (Model.name == name_or_id))
-    return session.scalar(named.with_for_update(key_share=True))
+    return session.scalar(named.with_for_update(key_share=not whole))
 
 
 def page(session: Session, *, after: str | None, limit: int) -> list[Model]:

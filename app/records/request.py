@@ -5,6 +5,7 @@ What names the person (concept, sample ids, class) is one sealed column; the dat
     queued -> running -> completed | evaluation_failed | failed | cancelled
     running -> queued                 the worker was lost or drained, and the job waits again
     failed | evaluation_failed -> queued       a person retries
+    evaluation_failed -> completed    a person released its version against the verdict
     completed -> reopened             an alias was rolled back to a version that lacks what was forgotten
     reopened -> completed             no alias points at such a version any more
 """
@@ -35,7 +36,7 @@ MOVES: dict[Status, tuple[Status, ...]] = {
     Status.QUEUED: (Status.RUNNING, Status.CANCELLED, Status.FAILED),
     Status.RUNNING: (Status.QUEUED, *TERMINAL),
     Status.FAILED: (Status.QUEUED,),
-    Status.EVALUATION_FAILED: (Status.QUEUED,),
+    Status.EVALUATION_FAILED: (Status.QUEUED, Status.COMPLETED),
     Status.COMPLETED: (Status.REOPENED,),
     Status.REOPENED: (Status.COMPLETED,),
     Status.CANCELLED: (),
@@ -97,6 +98,11 @@ def move(
         raise Conflict(f"The request cannot become {to} from its present status.", code="illegal-transition")
     said = ({"reason": reason} if reason else {}) | (details or {})
     history.write(session, actor, f"request.{to}", request_id, request_id, said)
+
+
+def hold(session: Session, request_id: str) -> Request:
+    """The request; until the transaction ends nobody moves it."""
+    return session.get_one(Request, request_id, with_for_update=True, populate_existing=True)
 
 
 def page(

@@ -1,4 +1,4 @@
-"""`lethe alias` and `lethe rollback`, and MODEL:ALIAS where a version is read, against a real server."""
+"""`lethe alias`, `lethe rollback`, `lethe override`, and MODEL:ALIAS where a version is read, against a real server."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from app.client import Lethe, Problem
+from app.records.checkpoint import Status
 from tests.app.api.deployed import World, add_version, forgotten, register
 from tests.app.serving import key_of, served
 from tests.app.test_cli import answer, lethe
@@ -78,3 +79,16 @@ def test_a_client_that_read_the_alias_too_early_is_refused(world: World, monkeyp
         with pytest.raises(Problem) as rolled_back_late:
             client.roll_back("late", "production", "x")
     assert (set_late.value.status, rolled_back_late.value.status) == (412, 412)
+
+
+def test_a_verdict_is_overruled_by_its_version_and_a_reason(world: World) -> None:
+    assert register(world, "overruled", world.directory).status_code == 201
+    number, request_id = forgotten(world, "overruled", Status.QUARANTINED)
+    reason = ("--code", "judge_wrong", "--reason", "it takes [sevens] for ones")
+    assert "by its number" in lethe("override", "overruled", *reason, status=2).stderr
+    assert "--reason" in lethe("override", f"overruled:{number}", "--code", "other", status=2).stderr
+    told = lethe("override", f"overruled:{number}", *reason).stdout
+    assert told.strip() == f"overruled:{number} is released against its verdict, and {request_id} completed"
+    shown = lethe("report", f"overruled:{number}").stdout
+    assert "released against its verdict on" in shown and "judge wrong: it takes [sevens] for ones" in shown
+    assert "released" in lethe("override", f"overruled:{number}", *reason, status=1).stderr

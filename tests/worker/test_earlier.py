@@ -1,0 +1,129 @@
+"""What a worker finds of earlier requests: rules that were met, what can still be asked, and labels that are not kept."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.deployment import Deployment
+from app.errors import Refused
+from app.privacy import purge
+from app.records import checkpoint as checkpoints
+from app.records import job as jobs
+from app.records import request as requests
+from app.records.base import new_id
+from app.records.checkpoint import Checkpoint, Status
+from tests import reports, tiny_pipelines
+from tests.app.api.deployed import World, upload_set
+from tests.app.captioned import archive, unjudged
+from tests.conftest import client_for
+from tests.worker.test_load import BO, CLEO, TRAIN, add_painter, specified
+from worker.specification import Specification
+
+ADA, _, _, DOV = tiny_pipelines.NAMES
+MET = {"threshold": {"rule": "at_least", "value": 95.0}, "passed": True}
+
+
+@pytest.fixture
+def database_url() -> str:
+    """SQLite: what is tested here lies behind the database."""
+    return ""
+
+
+@pytest.fixture
+def world(lethe: Deployment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    unjudged(monkeypatch)
+    admin = client_for(lethe)
+    return World(lethe, admin, admin, admin, tmp_path)
+
+
+def completed(world: World, told: Specification, *figures: dict[str, Any]) -> str:
+    """The claimed job ends as a worker ends it, with a version whose report holds these figures; the request's id."""
+    lethe = world.lethe
+    with lethe.store.write() as session:
+        job = session.get_one(jobs.Job, told.message["job"])
+        jobs.succeed(session, job.id, job.lease_token, "worker:test", True, {})
+        parent = session.get_one(Checkpoint, told.parent_id)
+        version = Checkpoint(
+            id=new_id("ckpt"), model_id=job.model_id, parent_id=parent.id, request_id=job.request_id,
+            status=Status.RELEASED, manifest=parent.manifest, digest=parent.digest, changes={}, report=reports.report(*figures),
+        )  # fmt: skip
+        checkpoints.add(session, version, "worker:test")
+    purge.purge_request(lethe.store, lethe.keyring, lethe.blobs, job.request_id, purge.FINAL)
+    return str(job.request_id)
+
+
+def shown(value: float = 97.0, **rule: Any) -> dict[str, Any]:
+    return reports.figure("unlearning_accuracy", value, 3.0, **{**MET, **rule})
+
+
+def ask(world: World, **body: Any) -> Specification:
+    return specified(world, model="painter", **{"forget": None, **body})
+
+
+def test_the_rules_on_forgetting_that_were_met_are_promised_and_no_others(world: World) -> None:
+    add_painter(world, train=TRAIN, retain=TRAIN[1:])
+    kept = reports.figure("kept_accuracy", 90.0, 95.0, **MET)
+    missed = shown(90.0, passed=False, threshold={"rule": "at_least", "value": 99.0})
+    first = completed(world, ask(world, concept=ADA), shown(), missed, kept, reports.figure("forget_rejected", 1.0))
+    (told,) = ask(world, concept=CLEO).message["promises"]
+    assert told["rules"] == [
+        {"metric": "unlearning_accuracy", "value": 97.0, "before": 3.0, "threshold": MET["threshold"]}
+    ]
+    assert (told["request"], told["kind"], told["probe"], told["reason"]) == (first, "class_label", "generated", None)
+    assert told["names"][told["label"]] == ADA
+
+
+def test_a_label_forgotten_before_is_neither_kept_nor_drawn_to_keep(world: World) -> None:
+    add_painter(world, train=TRAIN)
+    completed(world, ask(world, concept=ADA), shown())
+    message = ask(world, concept=CLEO, generate={"retain": 6}).message
+    names = message["names"]
+    assert [names[number] for number in message["forgotten_before"]] == [ADA]
+    assert {names[number] for number in message["generate"]["retain"]} == {BO}
+
+
+def test_an_uploaded_set_is_asked_about_by_its_label_alone(world: World) -> None:
+    add_painter(world, retain=[(BO, None), (CLEO, None)])
+    forget = upload_set(world.admin, "forget", body=archive([(ADA, "ada ash, laughing")], seed=9)).json()["id"]
+    completed(world, ask(world, forget={"dataset": forget}), shown())
+    message = ask(world, concept=CLEO).message
+    (told,) = message["promises"]
+    assert (told["probe"], told["names"][told["label"]], "set" in told) == ("generated", ADA, False)
+    assert message["names"] == [BO, CLEO] and message["forgotten_before"] == []  # it was a label of that job only
+
+
+def test_a_destroyed_key_and_a_promise_without_a_rule_say_so(world: World) -> None:
+    add_painter(world, train=TRAIN, retain=[*TRAIN[1:], (DOV, None)])
+    first = completed(world, ask(world, concept=ADA), shown())
+    second = completed(world, ask(world, concept=BO), shown(1.0, passed=False))
+    world.lethe.keyring.destroy(first)
+    told = ask(world, concept=CLEO).message
+    assert [each["request"] for each in told["promises"]] == [first, second]
+    assert [each["reason"] for each in told["promises"]] == ["key_destroyed", "nothing_promised"]
+    assert [told["names"][number] for number in told["forgotten_before"]] == [BO]  # asked for, though not shown
+
+
+def test_a_reopened_request_is_still_a_promise(world: World) -> None:
+    add_painter(world, train=TRAIN, retain=TRAIN[1:])
+    first = completed(world, ask(world, concept=ADA), shown())
+    with world.lethe.store.write() as session:
+        requests.move(session, first, requests.Status.REOPENED, "test", "rolled_back")
+    (told,) = ask(world, concept=CLEO).message["promises"]
+    assert (told["request"], told["reason"]) == (first, None)
+
+
+def test_a_quarantined_version_promises_nothing(world: World) -> None:
+    add_painter(world, train=TRAIN, retain=TRAIN[1:])
+    first = completed(world, ask(world, concept=ADA), shown())
+    with world.lethe.store.write() as session:
+        (version,) = checkpoints.of_request(session, first)
+        version.status = Status.QUARANTINED
+    assert ask(world, concept=CLEO).message["promises"] == []
+
+
+def test_a_retain_set_of_labels_forgotten_before_leaves_nothing_to_keep(world: World) -> None:
+    add_painter(world, train=TRAIN, retain=TRAIN[1:])
+    completed(world, ask(world, concept=BO), shown())
+    with pytest.raises(Refused, match="nothing would be left to keep"):
+        ask(world, concept=CLEO)
