@@ -119,7 +119,8 @@ def _attack(attack: Attacked) -> dict[str, Any]:
 def _promise(promise: Promise) -> list[dict[str, Any]]:
     """An earlier request in words, a row for each rule that is held again."""
     said = promise.model_dump()
-    held = {"promise": promise, "kept": figures.kept(said)}
+    empty = dict.fromkeys(("title", "before", "then", "value", "interval", "rule", "n"), "")
+    held = {**empty, "promise": promise, "kept": figures.kept(said)}
     return [
         {
             **held,
@@ -129,7 +130,7 @@ def _promise(promise: Promise) -> list[dict[str, Any]]:
             "value": figures.number(figure["value"]) or "not measured",
             "interval": figures.interval(figure["interval"]),
             "rule": figures.rule(figure["threshold"]),
-            "n": figure["n"],
+            "n": f"{figure['n']:,}",
         }
         for figure in said["figures"]
     ] or [held]

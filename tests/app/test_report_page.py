@@ -187,3 +187,36 @@ def test_attacks_stand_in_a_table_of_their_own_with_what_they_cost() -> None:
     assert "Relearning steps: 50 0.00 75.00 59.81 to 85.81 100.00 ≤ 20 missed 40" in page.text
     assert "Paraphrases It reads no words. not made" in page.text and "{'relearning'" not in page.text
     assert "Before it" not in Page(report_page.render(version(), reports.of_a_generator(), None, None)).text
+
+
+def test_earlier_promises_stand_on_the_page_and_a_broken_one_in_the_verdict() -> None:
+    rule = {"rule": "at_least", "value": 95.0}
+    figure = {
+        "metric": "unlearning_accuracy", "title": METRICS["unlearning_accuracy"].title, "unit": "%", "value": 41.0,
+        "interval": None, "then": 99.0, "before": 2.0, "n": 40, "threshold": rule, "passed": False,
+    }  # fmt: skip
+    broken = {
+        "request": "req_1",
+        "kind": "class_label",
+        "probe": "label",
+        "figures": [figure],
+        "kept": False,
+        "reason": None,
+    }
+    unasked = {
+        "request": "req_2",
+        "kind": "samples",
+        "probe": None,
+        "figures": [],
+        "kept": None,
+        "reason": "forget_set_purged",
+    }
+    document = reports.report(verdict="failed", reasons=["broken_promise"], promises=[broken, unasked])
+    text = Page(report_page.render(version(), document, None, None)).text
+    assert "What an earlier request forgot has come back." in text and "policy was missed" not in text
+    for said in ("req_1", "registered images of its label", "2.00", "99.00", "41.00", "BROKEN", "req_2"):
+        assert said in text
+    assert "not measured: forget set purged" in text
+    both = {**document, "reasons": ["threshold_missed", "broken_promise"]}
+    assert "policy was missed" in Page(report_page.render(version(), both, None, None)).text
+    assert "Earlier promises" not in Page(report_page.render(version(), reports.report(), None, None)).text

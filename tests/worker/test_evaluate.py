@@ -29,7 +29,7 @@ from worker.families import Samples, class_diffusion, image_classifier
 from worker.judge import Judge
 from worker.load import Material
 from worker.methods import salun
-from worker.metrics import ClassifierAnswers, Evidence, GeneratorAnswers
+from worker.metrics import ClassifierAnswers, Evidence, GeneratorAnswers, NamingAnswers
 
 CPU = torch.device("cpu")
 SETTINGS = {
@@ -40,12 +40,7 @@ SETTINGS = {
     "samples_per_label": 2,
     "seed": 5,
 }
-GENERATOR_RULES = [
-    Threshold("unlearning_accuracy", "at_least", 95.0),
-    Threshold("forget_rejected", "at_most", 20.0),
-    Threshold("unlearning_accuracy_row_restored", "at_least", 90.0),
-    Threshold("kept_accuracy", "drop_at_most", 3.0),
-]
+GENERATOR_RULES = list(FAMILIES["class_diffusion"].default_policy["class_label"])
 
 
 def quiet(done: int, total: int) -> None:
@@ -227,6 +222,22 @@ def test_a_share_is_of_the_distance_to_the_ideal_on_either_side() -> None:
     assert met == {70.0: False, 61.0: False, 60.0: True, 50.0: True, 40.0: True, 39.0: False}
 
 
+@pytest.mark.parametrize("family", ["image_classifier", "clip", "vision_language"])
+def test_an_untouched_network_that_still_answers_misses_the_default_policy_for_a_label(family: str) -> None:
+    """It answers rightly everywhere, on the forgotten label too."""
+    if family == "vision_language":
+        right = np.ones(9, dtype=bool)
+        asked: Any = [NamingAnswers(right, right, right) for _ in range(2)]
+    else:
+        labels = np.arange(9) % 3
+        sure = np.eye(6)[labels]
+        asked = [ClassifierAnswers(sure, labels, sure, labels, sure, labels) for _ in range(2)]
+    policy = FAMILIES[family].default_policy["class_label"]
+    rows = evaluate.figures(Evidence(*asked, None, 1.0, 0, 1), family, "class_label", policy, 0, None)
+    assert rules.verdict(rows) == "failed"
+    assert {row["metric"] for row in rows if row["passed"] is False} == {"unlearning_accuracy"}
+
+
 def test_an_untouched_classifier_fails_without_a_reference(tmp_path: Path) -> None:
     """The default policy: keeping everything is not enough where nothing shows forgetting."""
     network = image_classifier.load(tiny.write("vit", tmp_path / "vit"), CPU)
@@ -362,7 +373,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Judge]
 
 
 def verdict_on(trained: tuple[nn.Module, Judge], network: nn.Module, family: Any = class_diffusion) -> dict[str, Any]:
-    """The demo's own policy and settings, with fewer images."""
+    """The family's default policy and the demo's settings, with fewer images."""
     base, judge = trained
     digits = {
         name: Samples(networks.in_range(part.images), torch.from_numpy(part.labels)) for name, part in splits().items()

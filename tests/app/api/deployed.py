@@ -162,7 +162,7 @@ def forgotten(world: World, name: str, status: Status = Status.RELEASED) -> tupl
         jobs.add(session, job)
         version = Checkpoint(id=new_id("ckpt"), model_id=model.id, parent_id=parent.id, request_id=request_id,
                              status=status, manifest=parent.manifest, digest=parent.digest, changes={},
-                             report={"verdict": "passed", "figures": []})  # fmt: skip
+                             report=reports.report(verdict="passed" if passed else "failed"))  # fmt: skip
         checkpoints.add(session, version, "worker:test")
         if passed:
             checkpoints.supersede_before(session, version, "worker:test")
