@@ -1,6 +1,7 @@
 """Evaluate: the same questions to the base, the unlearned and the retrained network, then figures and a verdict.
 
-A network is asked once, and every metric reads its answers. Each figure of the report says what was measured, before
+A network is asked once, and every metric reads its answers; what a generator answered in an earlier job is not asked
+again (worker/answer_set.py). Each figure of the report says what was measured, before
 and after, at which n and seed and by which evaluators. `passed` refers to the model's policy and says no more than
 that: nothing here claims that anything is gone.
 """
@@ -9,7 +10,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch import nn
 from app import report as published
 from app.catalog import ATTACKS, FAMILIES, METRICS, Metric, Threshold, n_needed
 from worker import by_name, curves, intervals, picture, robustness
+from worker.answer_set import AnswerSet
 from worker.families import Trace
 from worker.judge import Judge
 from worker.load import Material
@@ -41,19 +43,21 @@ def evaluate(
     trace: Trace | None,
     seconds: float,
     progress: Advance,
+    kept: Mapping[str, AnswerSet] = MappingProxyType({}),
 ) -> Report:
     """Ask base, unlearned and reference network, measure, attack, and compare with the policy. `trace`: how the method
-    chose."""
+    chose. `kept`: by side what a network answered before; what it lacks is added."""
     judge = open_judge(material)
-    sides = [material.base.network, network] + ([material.reference.network] if material.reference else [])
+    sides = {"base": material.base.network, "unlearned": network}
+    sides |= {"reference": material.reference.network} if material.reference else {}
     named = specification["evaluation"].get("attacks", {})
     shares = [part(progress, index, len(sides) + len(named)) for index in range(len(sides) + len(named))]
-    asked = [
-        ask(specification, material, side, judge, share, base=material.base.network if side is network else None)
-        for side, share in zip(sides, shares, strict=False)
-    ]
+    asked = {
+        side: ask(specification, material, side, each, judge, share, kept.get(side))
+        for (side, each), share in zip(sides.items(), shares, strict=False)
+    }
     changed, total = count_changes(material.base.network, network)
-    evidence = Evidence(asked[0], asked[1], asked[2] if len(asked) > 2 else None, seconds, changed, total)
+    evidence = Evidence(asked["base"], asked["unlearned"], asked.get("reference"), seconds, changed, total)
     rules = [Threshold(**rule) for rule in specification["policy"].get(specification["kind"], [])]
     seed = int(specification["evaluation"].get("seed", 0))
     rows = figures(evidence, specification["base"]["family"], specification["kind"], rules, seed, judge)
@@ -71,22 +75,26 @@ def evaluate(
         "base": material.base.digest,
         "judge": judge.digest if judge else None,
         "reference": material.reference.digest if material.reference else None,
+        "answers": {side: each.described() for side, each in kept.items()},
         "generated": {name: len(labels) for name, labels in (specification.get("generate") or {}).items() if labels},
         "trace": trace or {},
         "not_tested": not_tested(attacks),
     }
     published.Report.model_validate_json(json.dumps(document))
-    drawn = picture.pictures(asked[0], asked[1]) | curves.pictures(trace or {}) | curves.of_attacks(attacks)
+    drawn = (
+        picture.pictures(asked["base"], asked["unlearned"]) | curves.pictures(trace or {}) | curves.of_attacks(attacks)
+    )
     return Report(document, drawn)
 
 
 def ask(
     specification: Mapping[str, Any],
     material: Material,
+    side: str,
     network: nn.Module,
     judge: Judge | None,
     progress: Advance,
-    base: nn.Module | None,
+    answered: AnswerSet | None,
 ) -> Answers:
     answers: Answers = by_name.answers(FAMILIES[specification["base"]["family"]].answers).ask(
         material.base.family,
@@ -96,7 +104,8 @@ def ask(
         specification["evaluation"],
         judge,
         progress,
-        base=base,
+        base=material.base.network if side == "unlearned" else None,
+        answered=answered,
     )
     return answers
 

@@ -96,7 +96,7 @@ def test_images_do_not_depend_on_how_they_are_cut(
     unet: nn.Module, judge: Judge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = ask(unet, judge)
-    monkeypatch.setattr(generator, "CHUNK", 5)
+    monkeypatch.setattr(generator, "BATCH", 5)
     cut = ask(unet, judge)
     assert np.array_equal(whole.judged, cut.judged)
     assert np.abs(whole.features - cut.features).max() < 1e-4
