@@ -183,7 +183,7 @@ def _network_message(model: Model, checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _answers(rows: _Rows, checkpoint_id: str, keyring: Keyring) -> dict[str, dict[str, str]]:
     """Where each network's answer set is or would be, by side, and its key: a fresh one where none is kept."""
-    if catalog.FAMILIES[rows.model.family].answers != "generator":
+    if not catalog.FAMILIES[rows.model.family].generates:
         return {}
     ids = {"base": rows.parent.id, "unlearned": checkpoint_id}
     ids |= {"reference": rows.others["reference"][1].id} if "reference" in rows.others else {}

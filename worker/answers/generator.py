@@ -43,7 +43,8 @@ def ask(
     base: nn.Module | None = None,
     answered: AnswerSet | None = None,
 ) -> GeneratorAnswers:
-    """One network's images, judged. With `base`, it is also asked with the base's label rows put back."""
+    """One network's images, judged. With `base`, it is also asked with the base's label rows put back; where they are the
+    base's anyway, it has answered that already."""
     label_count = family.label_count(network)
     if judge is None:
         raise JobError("judge_missing", "A generator is measured by a judge: register one with the model.")
@@ -54,14 +55,16 @@ def ask(
     wanted, generic = questions(label_count, forgotten, settings), empty_prompts(network, settings)
     answers, again = answered or AnswerSet(), AnswerSet()
     lacking = lacks(answers, wanted | generic)
-    restorable = base is not None and bool(family.label_tables(network))
-    restored = {label: wanted[label] for label in forgotten.tolist() if restorable}
-    to_restore = lacks(again, restored)
+    restored = {
+        label: wanted[label] for label in forgotten.tolist() if base is not None and family.label_tables(network)
+    }
+    moved = base is not None and rows_moved(family, network, base, forgotten)
+    to_restore = lacks(again, restored if moved else {})
     answers.drawn = len(lacking[0])
     answers.reused = sum((wanted | generic).values()) - answers.drawn
     total = answers.drawn + len(to_restore[0])
     draw(family, network, answers, *lacking, settings, judge, lambda done: progress(done, total))
-    if base is not None and restorable:
+    if base is not None and moved:
         with rows_put_back(family, network, base, forgotten):
             draw(
                 family, network, again, *to_restore, settings, judge, lambda done: progress(answers.drawn + done, total)
@@ -74,7 +77,9 @@ def ask(
         asked=np.repeat(list(wanted), list(wanted.values())),
         judged=judge.labels(answers.first(wanted, "outputs")),
         features=features,
-        restored=judge.labels(again.first(restored, "outputs")) if restorable else np.zeros(0, dtype=np.int64),
+        restored=judge.labels((again if moved else answers).first(restored, "outputs"))
+        if restored
+        else np.zeros(0, dtype=np.int64),
         real_features=features[:0] if test is None else judge(as_pictures(test.x))[1],
         real_labels=np.zeros(0, dtype=np.int64) if test is None else test.y.cpu().numpy(),
         images=shown(answers, wanted),
@@ -191,6 +196,13 @@ def recognised(
     seeds = settings["seed"] * SEEDS_APART + torch.arange(len(labels))
     said = np.concatenate([outputs for _, outputs, _ in judged(family, network, labels, seeds, settings, judge)])
     return torch.from_numpy(judge.labels(said)) == labels
+
+
+def rows_moved(family: ModuleType, network: nn.Module, base: nn.Module, labels: Tensor) -> bool:
+    """Whether a row of these labels is another than the base's."""
+    originals = family.label_tables(base)
+    tables = family.label_tables(network).items()
+    return not all(torch.equal(table[labels], originals[name][labels].to(table.dtype)) for name, table in tables)
 
 
 @contextmanager
