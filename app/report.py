@@ -140,6 +140,16 @@ class Override(_Part):
     reason: str | None = Field(None, description="Only with the scope history:read.")
 
 
+class Asked(_Part):
+    """Where one network's answers came from."""
+
+    digest: str | None = Field(
+        description="Of the answer set: network, judge, settings and labels. Null for the new version, which has no digest yet."
+    )
+    drawn: int = Field(description="Images drawn for this report, but for those with the base's label rows put back.")
+    reused: int = Field(description="Images that an earlier report had drawn.")
+
+
 class Report(_Part):
     """What was measured for one version, before and after, against a policy; and what was not tested."""
 
@@ -156,6 +166,9 @@ class Report(_Part):
     base: str = Field(description="Digest of the version that this one was made from.")
     judge: str | None = Field(description="Digest of the judge.")
     reference: str | None = Field(description="Digest of the network retrained without what was forgotten.")
+    answers: dict[str, Asked] = Field(
+        {}, description="Of generators: base, unlearned and, where there is one, reference."
+    )
     generated: dict[str, int] = Field({}, description="Images that the base itself made, by set.")
     left_out: int = Field(
         0, description="Images of the retain set that were left out because an earlier request forgot them."

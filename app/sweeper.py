@@ -102,6 +102,7 @@ def purge_old_data(lethe: Deployment) -> None:
         leftovers = jobs.with_leftovers(session)
     for job_id in leftovers:
         purge.after_job(lethe.store, lethe.keyring, lethe.blobs, job_id, lethe.settings)
+    purge.erase_superseded_answers(lethe.store, lethe.keyring, lethe.blobs)
     for request_id in ended:
         purge.purge_request(lethe.store, lethe.keyring, lethe.blobs, request_id, purge.FINAL + purge.RETRIABLE)
     for dataset_id in unadopted:
@@ -123,7 +124,7 @@ def delete_dead_blobs(lethe: Deployment) -> None:
     for blob in dead:
         with lethe.store.write() as session:
             if not checkpoints.uses_blob(session, blob):
-                if blob.startswith("datasets/"):
+                if blob.startswith(("datasets/", "answers/")):
                     lethe.keyring.destroy(blob.split("/")[1])  # its upload died: what it sealed must not stay readable
                 lethe.blobs.delete(blob)
             intents.forget(session, blob)

@@ -16,6 +16,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification
 
 from app.client import Problem
+from app.records import checkpoint as checkpoints
+from app.records import model as models
 from app.report import Report
 from tests import pictures, tiny
 from tests.app import captioned
@@ -92,6 +94,39 @@ def test_an_uploaded_set_is_forgotten_then_gone(running: Running, tmp_path: Path
     posted = client.request(name, {"dataset": forget["id"]}, recipe=recipe, generate={"retain": 4})
     assert posted["forget_source"] == "uploaded" and client.wait(posted["id"])["status"] == "completed"
     assert client.report(name, 3)["generated"] == {"retain": 4}  # the base's own images were what it kept
+
+
+def test_a_second_request_reuses_what_the_first_one_s_version_answered(running: Running, tmp_path: Path) -> None:
+    """Across runners, sealed, and no longer than the version is the base."""
+    client, name, evaluation = (
+        running.client,
+        "asked",
+        {"sampling_steps": 2, "forget_samples": 5, "samples_per_label": 3},
+    )
+    sets = {role: f"{name}-{role}" for role in ("train", "test")}
+    for seed, (role, set_name) in enumerate(sets.items()):
+        client.upload_dataset(pictures.imagefolder(seed=seed), role, set_name)
+    client.register_model(tiny.write("vit", tmp_path / "judge", reject_below=0.2), f"{name}-judge", "image_classifier")
+    client.register_model(
+        tiny.write("unet", tmp_path / "unet"), name, "class_diffusion", **sets, retain=sets["train"],
+        judge=f"{name}-judge", evaluation=evaluation, policy={"class_label": []},
+    )  # fmt: skip
+    asked = []
+    for label in ("1", "2"):
+        done = client.wait(client.request(name, {"class_label": label}, recipe={"steps": 2, "batch_size": 4})["id"])
+        assert done["status"] == "completed"
+        asked.append(client.report(name, done["checkpoint"])["answers"])
+        running.kill_runner("gpu")
+    fresh = {"digest": None, "drawn": 14, "reused": 0}
+    assert (asked[0]["base"]["drawn"], asked[0]["base"]["reused"], asked[0]["unlearned"]) == (14, 0, fresh)
+    assert (asked[1]["base"]["drawn"], asked[1]["base"]["reused"], asked[1]["unlearned"]) == (2, 12, fresh)
+    with running.lethe.store.read() as session:
+        model = models.find(session, name)
+        assert model is not None
+        ids = [version.id for version in checkpoints.of_model(session, model.id)]
+    folder = running.settings.blob_root / "answers"
+    until(lambda: [each for each in ids if (folder / each).exists()] == ids[2:], "earlier versions' answers are gone")
+    assert [each for each in ids if running.lethe.keyring.exists(each)] == ids[2:]
 
 
 def test_versions_form_a_line_and_a_second_request_starts_at_the_head(running: Running) -> None:

@@ -1,15 +1,17 @@
 """Evaluate: the same questions to the base, the unlearned and the retrained network, then figures and a verdict.
 
-A network is asked once, and every metric reads its answers. Each figure of the report says what was measured, before
+A network is asked once, and every metric reads its answers; what a generator answered in an earlier job is not asked
+again (worker/answer_set.py). Each figure of the report says what was measured, before
 and after, at which n and seed and by which evaluators. `passed` refers to the model's policy and says no more than
 that: nothing here claims that anything is gone.
 """
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from types import ModuleType
+from functools import partial
+from types import MappingProxyType, ModuleType
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from torch import nn
 from app import report as published
 from app.catalog import ATTACKS, FAMILIES, METRICS, Threshold
 from worker import by_name, curves, intervals, picture, promises, robustness
+from worker.answer_set import AnswerSet
 from worker.families import Samples, Trace, labels_of
 from worker.judge import Judge
 from worker.load import Material
@@ -42,61 +45,81 @@ def evaluate(
     trace: Trace | None,
     seconds: float,
     progress: Advance,
+    kept: Mapping[str, AnswerSet] = MappingProxyType({}),
 ) -> Report:
     """Ask base, unlearned and reference network, measure, attack, ask again what earlier requests asked, and compare with
-    the policy. `trace`: how the method chose."""
+    the policy. `trace`: how the method chose. `kept`: by side what a network answered before; what it lacks is added."""
     judge = open_judge(material)
-    sides = [material.base.network, network] + ([material.reference.network] if material.reference else [])
+    sides = {"base": material.base.network, "unlearned": network}
+    sides |= {"reference": material.reference.network} if material.reference else {}
     named = specification["evaluation"].get("attacks", {})
-    parts = len(sides) + len(named) + len(material.probes)
-    shares = [part(progress, index, parts) for index in range(parts)]
-    asked = [
-        ask(specification, material, side, judge, share, base=material.base.network if side is network else None)
-        for side, share in zip(sides, shares, strict=False)
-    ]
-    changed, total = count_changes(material.base.network, network)
-    evidence = Evidence(asked[0], asked[1], asked[2] if len(asked) > 2 else None, seconds, changed, total)
-    rules = [Threshold(**rule) for rule in specification["policy"].get(specification["kind"], [])]
-    seed = int(specification["evaluation"].get("seed", 0))
-    rows = figures(evidence, specification["base"]["family"], specification["kind"], rules, seed, judge)
-    attacks = [
-        robustness.attack(specification, material, network, judge, name, share)
-        for name, share in zip(named, shares[len(sides) :], strict=False)
-    ]
+    shares = parts(progress, len(sides) + len(named) + len(material.probes))
+    asked = {
+        side: ask(specification, material, side, each, judge, next(shares), kept.get(side))
+        for side, each in sides.items()
+    }
+    attacks = [robustness.attack(specification, material, network, judge, name, next(shares)) for name in named]
     unseen = without(material.test, specification, None)
     promised = [
-        promises.promise(specification, material, network, judge, probe, unseen, share)
-        for probe, share in zip(material.probes, shares[len(sides) + len(named) :], strict=True)
+        promises.promise(specification, material, network, judge, probe, unseen, next(shares))
+        for probe in material.probes
     ]
-    attacked = under_rules(attacks, rules)
-    reasons = why_failed([*rows, *attacked], promised)
+    evidence = Evidence(
+        asked["base"],
+        asked["unlearned"],
+        asked.get("reference"),
+        seconds,
+        *count_changes(material.base.network, network),
+    )
     document = {
-        "verdict": "failed" if reasons else "passed",
-        "reasons": reasons,
-        "kind": specification["kind"],
-        "figures": rows,
-        "attacks": attacked,
-        "promises": promised,
-        "settings": dict(specification["evaluation"]),
+        **held_to_policy(specification, evidence, attacks, promised, judge),
         "base": material.base.digest,
-        "judge": judge.digest if judge else None,
         "reference": material.reference.digest if material.reference else None,
-        "generated": {name: len(labels) for name, labels in (specification.get("generate") or {}).items() if labels},
+        "answers": {side: each.described() for side, each in kept.items()},
         "trace": trace or {},
-        "not_tested": not_tested(attacks),
     }
     published.Report.model_validate_json(json.dumps(document))
-    drawn = picture.pictures(asked[0], asked[1]) | curves.pictures(trace or {}) | curves.of_attacks(attacks)
-    return Report(document, drawn)
+    drawn = picture.pictures(asked["base"], asked["unlearned"])
+    return Report(document, drawn | curves.pictures(trace or {}) | curves.of_attacks(attacks))
+
+
+def held_to_policy(
+    specification: Mapping[str, Any],
+    evidence: Evidence,
+    attacks: Sequence[dict[str, Any]],
+    promised: Sequence[dict[str, Any]],
+    judge: Judge | None,
+) -> dict[str, Any]:
+    """The part of the report that follows from answers, attacks and promises: figures under the policy's rules, the verdict,
+    and what was not tested."""
+    kind = specification["kind"]
+    rules = [Threshold(**rule) for rule in specification["policy"].get(kind, [])]
+    seed = int(specification["evaluation"].get("seed", 0))
+    rows = figures(evidence, specification["base"]["family"], kind, rules, seed, judge)
+    attacked = under_rules(attacks, rules)
+    reasons = why_failed([*rows, *attacked], promised)
+    return {
+        "verdict": "failed" if reasons else "passed",
+        "reasons": reasons,
+        "kind": kind,
+        "figures": rows,
+        "attacks": attacked,
+        "promises": list(promised),
+        "settings": dict(specification["evaluation"]),
+        "judge": judge.digest if judge else None,
+        "generated": {name: len(labels) for name, labels in (specification.get("generate") or {}).items() if labels},
+        "not_tested": not_tested(attacks),
+    }
 
 
 def ask(
     specification: Mapping[str, Any],
     material: Material,
+    side: str,
     network: nn.Module,
     judge: Judge | None,
     progress: Advance,
-    base: nn.Module | None,
+    answered: AnswerSet | None,
 ) -> Answers:
     answers: Answers = by_name.answers(FAMILIES[specification["base"]["family"]].answers).ask(
         material.base.family,
@@ -110,7 +133,8 @@ def ask(
         specification["evaluation"],
         judge,
         progress,
-        base=base,
+        base=material.base.network if side == "unlearned" else None,
+        answered=answered,
     )
     if isinstance(answers, GeneratorAnswers):
         return replace(answers, forgotten_before=tuple(specification.get("forgotten_before", ())), measured={})
@@ -138,9 +162,14 @@ def open_judge(material: Material) -> Judge | None:
     return Judge(opened.network, opened.family, opened.directory, opened.digest, names)
 
 
-def part(progress: Advance, index: int, parts: int) -> Advance:
-    """The share of the whole progress that belongs to one of several equal parts."""
-    return lambda done, total: progress(index * PART + math.ceil(PART * done / total), parts * PART)
+def parts(progress: Advance, count: int) -> Iterator[Advance]:
+    """The share of the whole progress that belongs to each of so many equal parts."""
+    for index in range(count):
+        yield partial(_advance, progress, index, count)
+
+
+def _advance(progress: Advance, index: int, count: int, done: int, total: int) -> None:
+    progress(index * PART + math.ceil(PART * done / total), count * PART)
 
 
 @torch.no_grad()

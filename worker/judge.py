@@ -34,12 +34,20 @@ class Judge:
 
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """uint8 images (n, H, W, C) -> labels (n,), -1 where rejected, and penultimate features (n, d)."""
+        outputs, features = self.outputs(images)
+        return self.labels(outputs), features
+
+    def outputs(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The same, with the position of its surest output for a label: what it says whatever a job's labels are."""
         x = self.family.prepare(list(images), self.directory, self.network)
         answers = self.family.predict(self.network, x).softmax(dim=1)
         sureness, position = answers.max(dim=1)
-        labels = torch.tensor(self.positions(), device=position.device)[position]
-        labels = labels.masked_fill(sureness < self.reject_below(), REJECTED)
-        return labels.cpu().numpy(), self.family.features(self.network, x).cpu().numpy()
+        position = position.masked_fill(sureness < self.reject_below(), REJECTED)
+        return position.cpu().numpy(), self.family.features(self.network, x).cpu().numpy()
+
+    def labels(self, outputs: np.ndarray) -> np.ndarray:
+        """The labels that outputs stand for."""
+        return np.where(outputs == REJECTED, REJECTED, np.array(self.positions())[outputs])
 
     def positions(self) -> list[int]:
         """For each output the label that it stands for: by order or by name, -1 for a reject label."""

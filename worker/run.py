@@ -18,7 +18,7 @@ from torch import nn
 from app import weights
 from app.catalog import METHODS
 from app.storage import LocalBlobs
-from worker import by_name, evaluate
+from worker import answer_set, by_name, evaluate
 from worker.families import Trace
 from worker.load import Material, Warm, load, pick_device
 from worker.progress import Progress, ResumableProgress, Tell
@@ -39,9 +39,12 @@ def run(specification: dict[str, Any], warm: Warm, tell: Tell, stop: Callable[[]
     seconds = time.monotonic() - begun
 
     tell("stage", {"stage": "evaluating"})
-    report = evaluate.evaluate(specification, material, network, trace, seconds, Progress(tell, stop))
+    kept = answer_set.open_sets(specification, material, blobs)
+    report = evaluate.evaluate(specification, material, network, trace, seconds, Progress(tell, stop), kept)
 
-    return pack(specification, material, network, blobs, report)
+    packed = pack(specification, material, network, blobs, report)
+    passed = report.document["verdict"] == "passed"
+    return packed | {"answers": answer_set.seal_sets(specification, material, kept, packed["digest"], passed)}
 
 
 def unlearn(

@@ -14,7 +14,7 @@ from typing import Any
 from app import catalog
 from app.errors import JobError
 from app.privacy.concept import naming
-from app.privacy.sealing import KeyGone, Keyring, SealBroken
+from app.privacy.sealing import KeyGone, Keyring, SealBroken, new_data_key
 from app.privacy.selection import (
     Index,
     Selection,
@@ -30,6 +30,7 @@ from app.privacy.selection import (
 from app.records import checkpoint as checkpoints
 from app.records import job as jobs
 from app.records import tombstone as tombstones
+from app.records.base import new_id
 from app.records.checkpoint import Checkpoint
 from app.records.dataset import Dataset
 from app.records.model import Model
@@ -49,6 +50,7 @@ ANYTHING = (
 class Specification:
     message: dict[str, Any]  # for the runner's pipe
     parent_id: str
+    checkpoint_id: str  # of the version that this attempt may register
     fingerprints: set[str]  # of the forget set, for tombstones
     left_out: int  # samples of the retain set that an earlier request forgot
 
@@ -92,6 +94,7 @@ def specify(
         check(replace(chosen, retain=[]))
     concept = concept_number(names, what)
     generate = _generate(model, indexes.get("forget"), what, chosen, names, gone)
+    checkpoint_id = new_id("ckpt")
     message = {
         "job": job.id,
         "token": lease.token,
@@ -112,16 +115,18 @@ def specify(
             for name, dataset in rows.sets.items()
         },
         "names": names,
+        "labels": model.labels,
         "concept": concept,
         "generate": generate,
         "promises": [each.told for each in promises],
         "forgotten_before": [number for number, name in enumerate(names) if name in gone],
         "base": _network_message(model, rows.parent),
         **{name: _network_message(*other) for name, other in rows.others.items()},
+        "answers": _answers(rows, checkpoint_id, keyring),
         "job_key": base64.b64encode(job_key).decode(),
         "resume": job.resume_blob,
     }
-    return Specification(message, rows.parent.id, chosen.fingerprints, chosen.left_out)
+    return Specification(message, rows.parent.id, checkpoint_id, chosen.fingerprints, chosen.left_out)
 
 
 def _read(store: Store, lease: Lease) -> _Rows:
@@ -206,6 +211,25 @@ def _generate(
 
 def _network_message(model: Model, checkpoint: Checkpoint) -> dict[str, Any]:
     return {"manifest": checkpoint.manifest, "digest": checkpoint.digest, "family": model.family}
+
+
+def _answers(rows: _Rows, checkpoint_id: str, keyring: Keyring) -> dict[str, dict[str, str]]:
+    """Where each network's answer set is or would be, by side, and its key: a fresh one where none is kept."""
+    if not catalog.FAMILIES[rows.model.family].generates:
+        return {}
+    ids = {"base": rows.parent.id, "unlearned": checkpoint_id}
+    ids |= {"reference": rows.others["reference"][1].id} if "reference" in rows.others else {}
+    return {
+        side: {"blob": checkpoints.answers_blob(each), "key": base64.b64encode(_key_or_new(keyring, each)).decode()}
+        for side, each in ids.items()
+    }
+
+
+def _key_or_new(keyring: Keyring, key_id: str) -> bytes:
+    try:
+        return keyring.key(key_id)
+    except KeyGone:
+        return new_data_key()
 
 
 def _set_message(

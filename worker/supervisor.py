@@ -137,7 +137,7 @@ class Supervisor:
             lease.tell("resume_saved", {"step": data["step"]}, resume_blob=blob)
         elif kind == "done":
             with lease.kept():
-                register.register(self.store, self.blobs, lease, specification, data)
+                register.register(self.store, self.blobs, self.keyring, lease, specification, data)
             log.info("job.succeeded", verdict=data["report"]["verdict"])
             self._spare(data["resident_mb"])
             return True

@@ -1,4 +1,4 @@
-"""The erasure of what a request brought: unlink the key first, then the ciphertext, then say so in the history.
+"""The erasure of what a request brought, and of what versions before it drew: unlink the key first, then the ciphertext, then say so in the history.
 
 Whether something may go is decided under a lock on its row, in the transaction that records the erasure. A crash
 between the steps leaves unreadable bytes, and the next sweep finishes them, so every step may be repeated.
@@ -8,12 +8,14 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.privacy.sealing import Keyring
+from app.records import checkpoint as checkpoints
 from app.records import dataset as datasets
 from app.records import held_tombstone as held_tombstones
 from app.records import history
 from app.records import job as jobs
 from app.records import request as requests
 from app.records.base import now
+from app.records.checkpoint import Checkpoint
 from app.records.dataset import Dataset
 from app.records.request import Request
 from app.records.session import Store
@@ -26,12 +28,14 @@ RETRIABLE = (requests.Status.FAILED, requests.Status.EVALUATION_FAILED)
 
 
 def after_job(store: Store, keyring: Keyring, blobs: LocalBlobs, job_id: str, settings: Settings) -> None:
-    """When a job has ended: its resume state at once, and the request's forget set if its retention is zero."""
+    """When a job has ended: its resume state at once, answer sets of versions that it superseded, and the request's forget
+    set if its retention is zero."""
     with store.write() as session:
         job = session.get_one(jobs.Job, job_id)
         if job.status not in ENDED:
             return
         _erase_resume_state(keyring, blobs, job)
+    erase_superseded_answers(store, keyring, blobs)
     due = FINAL if settings.failed_retention_days > 0 else FINAL + RETRIABLE
     purge_request(store, keyring, blobs, job.request_id, due)
 
@@ -61,6 +65,20 @@ def purge_withdrawn(store: Store, keyring: Keyring, blobs: LocalBlobs, dataset_i
         dataset = session.get_one(Dataset, dataset_id, with_for_update=True)
         if dataset.adopted_by == datasets.WITHDRAWN:
             _erase_dataset(session, keyring, blobs, dataset, why)
+
+
+def erase_superseded_answers(store: Store, keyring: Keyring, blobs: LocalBlobs) -> None:
+    """Images of what a completed request forgot are in the answer sets of every version before its own."""
+    with store.read() as session:
+        due = [checkpoint.id for checkpoint in checkpoints.with_answers_to_erase(session)]
+    for checkpoint_id in due:
+        with store.write() as session:
+            checkpoint = session.get_one(Checkpoint, checkpoint_id, with_for_update=True)
+            if checkpoint.answers is not None:
+                keyring.destroy(checkpoint.id)
+                blobs.delete(checkpoint.answers)
+                checkpoint.answers = None
+                history.write(session, "system", "answers.erased", checkpoint.id)
 
 
 def _erase_dataset(session: Session, keyring: Keyring, blobs: LocalBlobs, dataset: Dataset, why: str) -> None:

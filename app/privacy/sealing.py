@@ -62,7 +62,21 @@ class Keyring:
 
     def new_key(self, key_id: str) -> bytes:
         """A fresh 256-bit key for one object; FileExistsError when the id has one."""
-        key, path = secrets.token_bytes(_KEY), self._data_path(key_id)
+        key = new_data_key()
+        self._create(key_id, key)
+        return key
+
+    def keep(self, key_id: str, key: bytes) -> None:
+        """Take over a key that was made elsewhere (`new_data_key`); another one of that id is destroyed."""
+        with suppress(KeyGone):
+            if self.key(key_id) == key:
+                return
+        self.destroy(key_id)
+        with suppress(FileExistsError):  # another process was first: what this one sealed does not open
+            self._create(key_id, key)
+
+    def _create(self, key_id: str, key: bytes) -> None:
+        path = self._data_path(key_id)
         wrapped = aes_key_wrap(self._wrapping_key(path), key)
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
         try:
@@ -72,7 +86,6 @@ class Keyring:
             path.unlink()
             raise
         _sync_folder(path.parent)
-        return key
 
     def key(self, key_id: str) -> bytes:
         return self._unwrapped(self._data_path(key_id))
@@ -118,6 +131,10 @@ class Keyring:
             return aes_key_unwrap(self._wrapping_key(path), wrapped)
         except InvalidUnwrap:
             raise KeyGone("the key file does not open under this master key") from None
+
+
+def new_data_key() -> bytes:
+    return secrets.token_bytes(_KEY)
 
 
 def fingerprint(key: bytes, pixels: bytes, shape: tuple[int, ...]) -> str:

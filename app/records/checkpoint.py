@@ -4,6 +4,7 @@ released: met its policy, or was released against its verdict. quarantined: miss
 completed later means that it still remembers someone.
 """
 
+from collections.abc import Iterable
 from enum import StrEnum
 from typing import Any
 
@@ -37,6 +38,7 @@ class Checkpoint(Record):
     changes: Mapped[dict[str, Any]]  # tensors and elements changed, bytes added and full
     report: Mapped[dict[str, Any]]
     override: Mapped[dict[str, Any] | None]  # when, by whom and why it was released against its verdict
+    answers: Mapped[str | None]  # blob of the sealed answer set, under the key of the checkpoint's id; may be missing
     created_at: Mapped[float]
 
 
@@ -135,8 +137,24 @@ def numbers_of_requests(session: Session, request_ids: list[str]) -> dict[str, i
     return {str(request_id): number for request_id, number in session.execute(query.group_by(Checkpoint.request_id))}
 
 
+def answers_blob(checkpoint_id: str) -> str:
+    return f"answers/{checkpoint_id}"
+
+
+def keep_answers(session: Session, blobs: Iterable[str]) -> None:
+    """Answer sets are in the store, or will be at once: from now on they are erased when their version is superseded."""
+    for blob in blobs:
+        session.execute(update(Checkpoint).where(Checkpoint.id == blob.split("/")[1]).values(answers=blob))
+
+
+def with_answers_to_erase(session: Session) -> list[Checkpoint]:
+    """Superseded, with an answer set: it shows whom the version remembers, and no job asks that version again."""
+    due = (Checkpoint.status == Status.SUPERSEDED) & Checkpoint.answers.is_not(None)
+    return list(session.scalars(select(Checkpoint).where(due).limit(500)))
+
+
 def uses_blob(session: Session, blob: str) -> bool:
-    named = (Checkpoint.pack == blob) | (Checkpoint.manifest == blob)
+    named = (Checkpoint.pack == blob) | (Checkpoint.manifest == blob) | (Checkpoint.answers == blob)
     return session.scalar(select(Checkpoint.id).where(named).limit(1)) is not None
 
 

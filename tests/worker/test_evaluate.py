@@ -91,7 +91,7 @@ def test_images_do_not_depend_on_how_they_are_cut(
     unet: nn.Module, judge: Judge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = ask(unet, judge)
-    monkeypatch.setattr(generator, "CHUNK", 5)
+    monkeypatch.setattr(generator, "BATCH", 5)
     cut = ask(unet, judge)
     assert np.array_equal(whole.judged, cut.judged)
     assert np.abs(whole.features - cut.features).max() < 1e-4
@@ -106,6 +106,21 @@ def test_the_row_is_put_back_and_taken_out_again(unet: nn.Module, judge: Judge) 
     assert all(torch.equal(tensor, before[name]) for name, tensor in moved.state_dict().items())
     of_base = ask(unet, judge)
     assert np.array_equal(asked.restored, of_base.judged[of_base.of_forgotten])
+
+
+def test_rows_that_are_the_base_s_anyway_are_not_asked_about_twice(unet: nn.Module, judge: Judge) -> None:
+    moved, told = copy.deepcopy(unet), []
+    with torch.no_grad():
+        moved.conv_in.weight += 0.3
+    sets = sets_of(unet, 1)
+    generator.ask(class_diffusion, moved, sets, "class_label", SETTINGS, judge, lambda *at: told.append(at), unet)
+    assert told[-1] == (12, 12)
+    alone = ask(moved, judge)
+    assert np.array_equal(ask(moved, judge, base=unet).restored, alone.judged[alone.of_forgotten])
+    with torch.no_grad():
+        moved.class_embedding.weight[1, 0] += 1e-3
+    generator.ask(class_diffusion, moved, sets, "class_label", SETTINGS, judge, lambda *at: told.append(at), unet)
+    assert told[-1] == (18, 18)
 
 
 def test_a_judge_is_needed_and_must_know_the_labels(unet: nn.Module, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from worker.answer_set import AnswerSet
 from worker.answers import required
 from worker.families import Samples
 from worker.judge import Judge
@@ -22,6 +23,7 @@ def ask(
     judge: Judge | None,
     progress: Callable[[int, int], None],
     base: nn.Module | None = None,
+    answered: AnswerSet | None = None,
 ) -> ClassifierAnswers:
     forget, retain = required(sets, "forget"), required(sets, "retain")
     test = sets["test"] or Samples(forget.x[:0], forget.y[:0])

@@ -1,9 +1,10 @@
 """A generator's answers: images at fixed seeds, drawn once, judged once, and then thrown away but for a few.
 
 Every network is asked the same: `forget_samples` images of each label to forget and `samples_per_label` of each
-other one, image i from its own seed. The unlearned network is asked once more for the forgotten labels with the base's
-rows of its label table put back, since overwriting a row is not forgetting. One that knows labels by words is asked for
-as many images of the empty prompt as of a kept label, too.
+other one. Image i of a label always has the same seed, whichever label is forgotten and however many are asked for, so
+what a network answered before (`answered`) is not drawn again. The unlearned network is asked once more for the forgotten
+labels with the base's rows of its label table put back, since overwriting a row is not forgetting. One that knows labels
+by words is asked for as many images of the empty prompt as of a kept label, too.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -16,13 +17,18 @@ import torch
 from torch import Tensor, nn
 
 from app.errors import JobError
+from worker.answer_set import EMPTY_PROMPT, AnswerSet
 from worker.answers import required
 from worker.families import Samples, labels_of
 from worker.judge import Judge, as_pictures
 from worker.metrics import GeneratorAnswers
 
-CHUNK = 128  # images drawn at once
-SEEDS_APART = 1_000_003  # so that two evaluation seeds share no image's noise
+BATCH = (
+    32  # images drawn at once, always: an image's last bits follow from the size of its batch, not from its place in it
+)
+SEEDS_APART = 1_000_003  # so that two evaluation seeds share no label's noise
+LABELS_APART = 2_654_435_769  # 2^32 over the golden ratio, which keeps thousands of labels' seeds 100,000 apart
+GENERATOR_SEEDS = 2**32  # torch reads no more of a seed on the CPU
 SHOWN = 8  # images of each label that are kept for the picture
 
 
@@ -35,8 +41,10 @@ def ask(
     judge: Judge | None,
     progress: Callable[[int, int], None],
     base: nn.Module | None = None,
+    answered: AnswerSet | None = None,
 ) -> GeneratorAnswers:
-    """One network's images, judged. With `base`, it is also asked with the base's label rows put back."""
+    """One network's images, judged. With `base`, it is also asked with the base's label rows put back; where they are the
+    base's anyway, it has answered that already."""
     label_count = family.label_count(network)
     if judge is None:
         raise JobError("judge_missing", "A generator is measured by a judge: register one with the model.")
@@ -44,43 +52,56 @@ def ask(
         raise JobError("judge_mismatch", f"The judge knows {judge.label_count()} labels, the model {label_count}.")
     forget, test = required(sets, "forget"), sets["test"]
     forgotten = labels_of(network, forget.y).unique().cpu()
-    labels, seeds = questions(label_count, forgotten, settings)
-    again = torch.isin(labels, forgotten)
-    if base is None or not family.label_tables(network):
-        again = torch.zeros_like(again)
-    nulls = empty_prompts(family, network, settings)
-    total = len(labels) + int(again.sum()) + len(nulls)
-
-    def ask_for(some: Tensor, own: Tensor, before: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        return draw(family, network, some, own, settings, judge, lambda done: progress(before + done, total))
-
-    asked = labels.numpy()
-    pictures, judged, features = ask_for(labels, seeds, 0)
-    restored, generic = judged[:0], features[:0]
-    if base is not None and again.any():
+    wanted, generic = questions(label_count, forgotten, settings), empty_prompts(network, settings)
+    answers, again = answered or AnswerSet(), AnswerSet()
+    lacking = lacks(answers, wanted | generic)
+    restored = {
+        label: wanted[label] for label in forgotten.tolist() if base is not None and family.label_tables(network)
+    }
+    moved = base is not None and rows_moved(family, network, base, forgotten)
+    to_restore = lacks(again, restored if moved else {})
+    answers.drawn = len(lacking[0])
+    answers.reused = sum((wanted | generic).values()) - answers.drawn
+    total = answers.drawn + len(to_restore[0])
+    draw(family, network, answers, *lacking, settings, judge, lambda done: progress(done, total))
+    if base is not None and moved:
         with rows_put_back(family, network, base, forgotten):
-            restored = ask_for(labels[again], seeds[again], len(labels))[1]
-    if len(nulls):
-        generic = ask_for(nulls, seeds[-1] + 1 + torch.arange(len(nulls)), len(labels) + int(again.sum()))[2]
+            draw(
+                family, network, again, *to_restore, settings, judge, lambda done: progress(answers.drawn + done, total)
+            )
+    if total == 0:
+        progress(1, 1)
+    features = answers.first(wanted, "features")
     return GeneratorAnswers(
         forget_labels=tuple(forgotten.tolist()),
-        asked=asked,
-        judged=judged,
+        asked=np.repeat(list(wanted), list(wanted.values())),
+        judged=judge.labels(answers.first(wanted, "outputs")),
         features=features,
-        restored=restored,
+        restored=judge.labels((again if moved else answers).first(restored, "outputs"))
+        if restored
+        else np.zeros(0, dtype=np.int64),
         real_features=features[:0] if test is None else judge(as_pictures(test.x))[1],
-        real_labels=asked[:0] if test is None else test.y.cpu().numpy(),
-        images=pictures,
+        real_labels=np.zeros(0, dtype=np.int64) if test is None else test.y.cpu().numpy(),
+        images=shown(answers, wanted),
         nearness=near_prompts(family, network, forgotten),
-        generic=generic,
+        generic=answers.first(generic, "features") if generic else features[:0],
     )
 
 
-def empty_prompts(family: ModuleType, network: nn.Module, settings: Mapping[str, Any]) -> Tensor:
-    """The null label, once per image that is asked of it; none for a network that knows no words."""
-    if "captions" not in network.__dict__:
-        return torch.zeros(0, dtype=torch.int64)
-    return torch.full((settings["samples_per_label"],), family.null_label(network))
+def questions(label_count: int, forgotten: Tensor, settings: Mapping[str, Any]) -> dict[int, int]:
+    """How many images each label is asked for."""
+    gone = set(forgotten.tolist())
+    counts = {
+        label: settings["forget_samples"] if label in gone else settings["samples_per_label"]
+        for label in range(label_count)
+    }
+    return {label: count for label, count in counts.items() if count}
+
+
+def empty_prompts(network: nn.Module, settings: Mapping[str, Any]) -> dict[int, int]:
+    """How many images of the empty prompt; none of a network that knows no words."""
+    count = settings["samples_per_label"]
+    return {EMPTY_PROMPT: count} if count and "captions" in network.__dict__ else {}
 
 
 def near_prompts(family: ModuleType, network: nn.Module, forgotten: Tensor) -> np.ndarray:
@@ -91,46 +112,78 @@ def near_prompts(family: ModuleType, network: nn.Module, forgotten: Tensor) -> n
     return near
 
 
-def questions(label_count: int, forgotten: Tensor, settings: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-    """Which label each image is asked for, in the labels' order, and each image's own seed."""
-    every = torch.arange(label_count)
-    counts = torch.where(torch.isin(every, forgotten), settings["forget_samples"], settings["samples_per_label"])
-    labels = every.repeat_interleave(counts)
-    return labels, settings["seed"] * SEEDS_APART + torch.arange(len(labels))
+def shown(answers: AnswerSet, wanted: Mapping[int, int]) -> np.ndarray:
+    """The first images of each label, as many of each: (rows, columns, H, W, C)."""
+    columns = min(SHOWN, *wanted.values())
+    return np.stack([answers.rows[label]["pictures"][:columns] for label in wanted])
+
+
+def lacks(answers: AnswerSet, wanted: Mapping[int, int]) -> tuple[Tensor, Tensor]:
+    """What is asked for and not there yet: each image's label, and its number among the label's images."""
+    missing = {
+        label: torch.arange(answers.count(label), count)
+        for label, count in wanted.items()
+        if count > answers.count(label)
+    }
+    if not missing:
+        return torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
+    labels = torch.tensor(list(missing)).repeat_interleave(torch.tensor([len(each) for each in missing.values()]))
+    return labels, torch.cat(list(missing.values()))
+
+
+def seeds_of(labels: Tensor, numbers: Tensor, seed: int) -> Tensor:
+    """Image i of a label always has the same seed; the empty prompt stands before the first label."""
+    return (seed * SEEDS_APART + (labels - EMPTY_PROMPT) * LABELS_APART + numbers) % GENERATOR_SEEDS
 
 
 def draw(
     family: ModuleType,
     network: nn.Module,
+    answers: AnswerSet,
     labels: Tensor,
-    seeds: Tensor,
+    numbers: Tensor,
     settings: Mapping[str, Any],
     judge: Judge,
     progress: Callable[[int], None],
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The first images of each label (rows, columns, H, W, C), every image's label by the judge, and its features."""
-    shown: dict[int, list[np.ndarray]] = {label: [] for label in labels.unique().tolist()}
-    judged, features = [], []
-    for part, own in zip(labels.split(CHUNK), seeds.split(CHUNK), strict=True):
+) -> None:
+    """Draw these images of these labels and add what the judge says of them, and the first ones themselves."""
+    told = labels
+    if (labels == EMPTY_PROMPT).any():
+        told = labels.masked_fill(labels == EMPTY_PROMPT, family.null_label(network))
+    done = 0
+    for pictures, outputs, features in judged(
+        family, network, told, seeds_of(labels, numbers, settings["seed"]), settings, judge
+    ):
+        part = slice(done, done + len(outputs))
+        for label in labels[part].unique().tolist():
+            own = (labels[part] == label).numpy()
+            first = own & (numbers[part] < SHOWN).numpy()
+            answers.add(label, {"outputs": outputs[own], "features": features[own], "pictures": pictures[first]})
+        done += len(outputs)
+        progress(done)
+
+
+def judged(
+    family: ModuleType, network: nn.Module, labels: Tensor, seeds: Tensor, settings: Mapping[str, Any], judge: Judge
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Batch by batch the images of these labels, the judge's outputs for them, and its features.
+
+    A last batch that is not full is filled up with repeats, which are thrown away: rows that are drawn in different jobs are
+    bit for bit those that one job would have drawn.
+    """
+    for start in range(0, len(labels), BATCH):
+        part, own = labels[start : start + BATCH], seeds[start : start + BATCH]
+        filled = [torch.cat([each, each[-1:].expand(BATCH - len(each))]) for each in (part, own)]
         images = family.sample(
             network,
-            part,
-            own,
+            *filled,
             steps=settings["sampling_steps"],
             guidance_scale=settings["guidance_scale"],
             eta=settings["eta"],
         )
         pictures = as_pictures(images)
-        answer = judge(pictures)
-        judged.append(answer[0])
-        features.append(answer[1])
-        for label, picture in zip(part.tolist(), pictures, strict=True):
-            if len(shown[label]) < SHOWN:
-                shown[label].append(picture)
-        progress(sum(len(each) for each in judged))
-    columns = min(len(row) for row in shown.values())
-    rows = np.stack([np.stack(row[:columns]) for row in shown.values()])
-    return rows, np.concatenate(judged), np.concatenate(features)
+        outputs, features = judge.outputs(pictures)
+        yield pictures[: len(part)], outputs[: len(part)], features[: len(part)]
 
 
 def recognised(
@@ -143,8 +196,15 @@ def recognised(
     if len(labels) == 0:
         return torch.zeros(0, dtype=torch.bool)
     seeds = settings["seed"] * SEEDS_APART + torch.arange(len(labels))
-    judged = draw(family, network, labels, seeds, settings, judge, lambda done: None)[1]
-    return torch.from_numpy(judged) == labels
+    said = np.concatenate([outputs for _, outputs, _ in judged(family, network, labels, seeds, settings, judge)])
+    return torch.from_numpy(judge.labels(said)) == labels
+
+
+def rows_moved(family: ModuleType, network: nn.Module, base: nn.Module, labels: Tensor) -> bool:
+    """Whether a row of these labels is another than the base's."""
+    originals = family.label_tables(base)
+    tables = family.label_tables(network).items()
+    return not all(torch.equal(table[labels], originals[name][labels].to(table.dtype)) for name, table in tables)
 
 
 @contextmanager

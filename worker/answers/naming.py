@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from worker.answer_set import AnswerSet
 from worker.answers import required
 from worker.families import Captions, Samples, labels_of
 from worker.judge import Judge
@@ -25,6 +26,7 @@ def ask(
     judge: Judge | None,
     progress: Callable[[int, int], None],
     base: nn.Module | None = None,
+    answered: AnswerSet | None = None,
 ) -> NamingAnswers:
     """The test set is asked about without images of a forgotten label."""
     captions: Captions = network.__dict__["captions"]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from app.errors import JobError
+from worker.answer_set import AnswerSet
 from worker.answers import required
 from worker.families import Samples
 from worker.judge import Judge, as_pictures
@@ -40,6 +41,7 @@ def ask(
     judge: Judge | None,
     progress: Callable[[int, int], None],
     base: nn.Module | None = None,
+    answered: AnswerSet | None = None,
 ) -> ReconstructionAnswers:
     if judge is None:
         raise JobError("judge_missing", "Restored images are measured by a judge: register one with the model.")
