@@ -79,6 +79,22 @@ def test_an_attack_s_signature_is_the_catalogues(name: str) -> None:
     assert all(value.kind is inspect.Parameter.KEYWORD_ONLY for value in ours.values())
 
 
+def test_the_table_of_figures_is_the_catalogue() -> None:
+    page = (ROOT / "docs" / "reports.md").read_text()
+    section = page.partition("\n## The figures\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| `([a-z0-9_]+)` \| ([^|]+) \| (\S+) \| ([^|]+) \| ([^|]+) \|", section, re.MULTILINE)
+    assert rows == [
+        (
+            name,
+            "all" if metric.families == tuple(FAMILIES) else ", ".join(metric.families),
+            metric.direction,
+            metric.unit,
+            metric.interval or "-",
+        )
+        for name, metric in METRICS.items()
+    ]
+
+
 @pytest.mark.parametrize("name", ATTACKS)
 def test_an_attack_says_its_source_and_has_a_section(name: str) -> None:
     attack, page = ATTACKS[name], (ROOT / "docs" / "attacks.md").read_text()

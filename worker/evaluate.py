@@ -21,9 +21,18 @@ from worker import by_name, curves, intervals, picture, robustness
 from worker.families import Trace
 from worker.judge import Judge
 from worker.load import Material
-from worker.metrics import Answers, Evidence, GeneratorAnswers, ReconstructionAnswers, integrity, per_class_accuracy
+from worker.metrics import (
+    Answers,
+    Cost,
+    Evidence,
+    GeneratorAnswers,
+    ReconstructionAnswers,
+    integrity,
+    per_class_accuracy,
+)
 
 JUDGED = GeneratorAnswers, ReconstructionAnswers
+NOTHING_TOLD = Cost()
 PART = 1000  # steps that progress counts for each network that is asked, and for each attack
 Advance = Callable[[int, int], None]  # done, total
 
@@ -41,6 +50,7 @@ def evaluate(
     trace: Trace | None,
     seconds: float,
     progress: Advance,
+    cost: Cost = NOTHING_TOLD,
 ) -> Report:
     """Ask base, unlearned and reference network, measure, attack, and compare with the policy. `trace`: how the method
     chose."""
@@ -53,7 +63,7 @@ def evaluate(
         for side, share in zip(sides, shares, strict=False)
     ]
     changed, total = count_changes(material.base.network, network)
-    evidence = Evidence(asked[0], asked[1], asked[2] if len(asked) > 2 else None, seconds, changed, total)
+    evidence = Evidence(asked[0], asked[1], asked[2] if len(asked) > 2 else None, seconds, changed, total, cost)
     rules = [Threshold(**rule) for rule in specification["policy"].get(specification["kind"], [])]
     seed = int(specification["evaluation"].get("seed", 0))
     rows = figures(evidence, specification["base"]["family"], specification["kind"], rules, seed, judge)
@@ -124,13 +134,16 @@ def count_changes(base: nn.Module, network: nn.Module) -> tuple[int, int]:
 def figures(
     evidence: Evidence, family: str, kind: str, rules: Sequence[Threshold], seed: int, judge: Judge | None
 ) -> list[dict[str, Any]]:
-    """One row per metric of the family, in the catalogue's order; one more for each further rule on it."""
+    """One row per metric of the family, in the catalogue's order; one more for each further rule on it. An optional
+    metric without a value stands there only under a rule."""
     rows = []
     for name, metric in METRICS.items():
         if family not in metric.families:
             continue
         row, ideal = figure(evidence, name, kind, seed, judge)
         own: list[Threshold | None] = [rule for rule in rules if rule.metric == name]
+        if metric.optional and row["value"] is None and not own:
+            continue
         rows += [
             {**row, **held_to(rule, row["value"], row["before"], ideal or 0.0), "n_needed": needed(rule, metric)}
             for rule in own or [None]

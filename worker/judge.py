@@ -12,7 +12,7 @@ judge may know others, which are numbered behind the model's.
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +20,12 @@ from torch import Tensor, nn
 
 REJECTED = -1
 REJECT_LABELS = ("none", "reject", "unknown")
+
+
+class Judged(NamedTuple):
+    labels: np.ndarray  # (n,), int: -1 where rejected
+    features: np.ndarray  # (n, d): penultimate
+    probabilities: np.ndarray  # (n, outputs): softmax over all that it can answer, in its own order
 
 
 @dataclass(frozen=True)
@@ -32,14 +38,15 @@ class Judge:
     digest: str
     names: tuple[str, ...] = ()  # the model's labels, where they are words
 
-    def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """uint8 images (n, H, W, C) -> labels (n,), -1 where rejected, and penultimate features (n, d)."""
+    def __call__(self, images: np.ndarray) -> Judged:
+        """Of uint8 images (n, H, W, C)."""
         x = self.family.prepare(list(images), self.directory, self.network)
         answers = self.family.predict(self.network, x).softmax(dim=1)
         sureness, position = answers.max(dim=1)
         labels = torch.tensor(self.positions(), device=position.device)[position]
         labels = labels.masked_fill(sureness < self.reject_below(), REJECTED)
-        return labels.cpu().numpy(), self.family.features(self.network, x).cpu().numpy()
+        seen = self.family.features(self.network, x)
+        return Judged(labels.cpu().numpy(), seen.cpu().numpy(), answers.cpu().numpy())
 
     def positions(self) -> list[int]:
         """For each output the label that it stands for: by order or by name, -1 for a reject label."""

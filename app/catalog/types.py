@@ -117,6 +117,7 @@ class Metric:
         None  # the evaluation setting that a share's n follows
     )
     judged: bool = True  # of generated and restored images: whether the judge has a part in it
+    optional: bool = False  # left out of a report that could not measure it, unless a rule is on it
 
 
 @dataclass(frozen=True)

@@ -216,6 +216,11 @@ def test_prior_preservation_gives_a_class_diffusion_its_retain_set(world: World)
     told: list[str] = []
     result = run(message, Warm(world.directory / "warm"), lambda kind, data: told.append(kind), lambda: None)
     assert result["report"]["generated"] == {"retain": 7} and result["changes"]["tensors_changed"] > 0
+    figures = {figure["metric"]: figure for figure in result["report"]["figures"]}
+    added, full = result["changes"]["bytes_added"], sum(path.stat().st_size for path in directory.iterdir())
+    assert figures["storage_added"]["n"] == full and Path(result["pack"]).stat().st_size == added
+    assert figures["storage_added"]["value"] == pytest.approx(100 * added / full)
+    assert figures["peak_memory"]["value"] > 50 and figures["peak_memory"]["before"] is None
 
 
 def test_a_retain_set_that_was_taken_away_is_generated_where_that_is_possible(world: World) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from app.errors import JobError
 from worker.answers import required
 from worker.families import Samples, labels_of
-from worker.judge import Judge, as_pictures
+from worker.judge import Judge, Judged, as_pictures
 from worker.metrics import GeneratorAnswers
 
 CHUNK = 128  # images drawn at once
@@ -51,28 +51,29 @@ def ask(
     nulls = empty_prompts(family, network, settings)
     total = len(labels) + int(again.sum()) + len(nulls)
 
-    def ask_for(some: Tensor, own: Tensor, before: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def ask_for(some: Tensor, own: Tensor, before: int) -> tuple[np.ndarray, Judged]:
         return draw(family, network, some, own, settings, judge, lambda done: progress(before + done, total))
 
     asked = labels.numpy()
-    pictures, judged, features = ask_for(labels, seeds, 0)
-    restored, generic = judged[:0], features[:0]
+    pictures, seen = ask_for(labels, seeds, 0)
+    restored, generic = seen.labels[:0], seen.features[:0]
     if base is not None and again.any():
         with rows_put_back(family, network, base, forgotten):
-            restored = ask_for(labels[again], seeds[again], len(labels))[1]
+            restored = ask_for(labels[again], seeds[again], len(labels))[1].labels
     if len(nulls):
-        generic = ask_for(nulls, seeds[-1] + 1 + torch.arange(len(nulls)), len(labels) + int(again.sum()))[2]
+        generic = ask_for(nulls, seeds[-1] + 1 + torch.arange(len(nulls)), len(labels) + int(again.sum()))[1].features
     return GeneratorAnswers(
         forget_labels=tuple(forgotten.tolist()),
         asked=asked,
-        judged=judged,
-        features=features,
+        judged=seen.labels,
+        features=seen.features,
         restored=restored,
-        real_features=features[:0] if test is None else judge(as_pictures(test.x))[1],
+        real_features=seen.features[:0] if test is None else judge(as_pictures(test.x)).features,
         real_labels=asked[:0] if test is None else test.y.cpu().numpy(),
         images=pictures,
         nearness=near_prompts(family, network, forgotten),
         generic=generic,
+        probabilities=seen.probabilities,
     )
 
 
@@ -107,10 +108,10 @@ def draw(
     settings: Mapping[str, Any],
     judge: Judge,
     progress: Callable[[int], None],
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The first images of each label (rows, columns, H, W, C), every image's label by the judge, and its features."""
+) -> tuple[np.ndarray, Judged]:
+    """The first images of each label (rows, columns, H, W, C), and what the judge says of every image."""
     shown: dict[int, list[np.ndarray]] = {label: [] for label in labels.unique().tolist()}
-    judged, features = [], []
+    judged: list[Judged] = []
     for part, own in zip(labels.split(CHUNK), seeds.split(CHUNK), strict=True):
         images = family.sample(
             network,
@@ -121,16 +122,14 @@ def draw(
             eta=settings["eta"],
         )
         pictures = as_pictures(images)
-        answer = judge(pictures)
-        judged.append(answer[0])
-        features.append(answer[1])
+        judged.append(judge(pictures))
         for label, picture in zip(part.tolist(), pictures, strict=True):
             if len(shown[label]) < SHOWN:
                 shown[label].append(picture)
-        progress(sum(len(each) for each in judged))
+        progress(sum(len(each.labels) for each in judged))
     columns = min(len(row) for row in shown.values())
     rows = np.stack([np.stack(row[:columns]) for row in shown.values()])
-    return rows, np.concatenate(judged), np.concatenate(features)
+    return rows, Judged(*(np.concatenate(each) for each in zip(*judged, strict=True)))
 
 
 def recognised(
@@ -143,7 +142,7 @@ def recognised(
     if len(labels) == 0:
         return torch.zeros(0, dtype=torch.bool)
     seeds = settings["seed"] * SEEDS_APART + torch.arange(len(labels))
-    judged = draw(family, network, labels, seeds, settings, judge, lambda done: None)[1]
+    judged = draw(family, network, labels, seeds, settings, judge, lambda done: None)[1].labels
     return torch.from_numpy(judged) == labels
 
 

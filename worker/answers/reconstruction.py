@@ -121,7 +121,7 @@ def features(judge: Judge, images: np.ndarray) -> np.ndarray:
     """The judge's, (n, d); its own d also where there is no image."""
     if len(images) == 0:
         return features(judge, np.zeros((1, *images.shape[1:]), np.uint8))[:0]
-    return np.concatenate([judge(images[at : at + CHUNK])[1] for at in range(0, len(images), CHUNK)])
+    return np.concatenate([judge(images[at : at + CHUNK]).features for at in range(0, len(images), CHUNK)])
 
 
 def rows(restored: Restored) -> np.ndarray:

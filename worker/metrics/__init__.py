@@ -52,6 +52,7 @@ class GeneratorAnswers:
     images: np.ndarray  # (rows, columns, H, W, C), uint8: the first images of each label, for the picture
     nearness: np.ndarray = field(default_factory=lambda: np.zeros(0))  # (labels,): of prompts to the forgotten one's
     generic: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))  # (g, d): features under the empty prompt
+    probabilities: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))  # (n, outputs): the judge's
     measured: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -85,6 +86,17 @@ Answers = ClassifierAnswers | NamingAnswers | GeneratorAnswers | ReconstructionA
 
 
 @dataclass(frozen=True)
+class Cost:
+    """What the unlearning step took beside its time, and what its result adds to the store; None: not told here."""
+
+    host_bytes: int | None = None  # the most that was resident
+    device_bytes: int | None = None  # the most that tensors held
+    joules: float | None = None
+    bytes_added: int | None = None  # of the new version's pack
+    bytes_full: int | None = None  # of all of its files
+
+
+@dataclass(frozen=True)
 class Evidence:
     """All that a report is made from. `reference` is the retrained network's side, when one is registered."""
 
@@ -94,6 +106,7 @@ class Evidence:
     seconds: float  # wall seconds of the unlearning step alone
     changed: int  # weights whose bits differ from the base's
     weights: int  # all weights
+    cost: Cost = Cost()
 
 
 def accuracy(probabilities: np.ndarray, labels: np.ndarray) -> tuple[float, int]:

@@ -5,13 +5,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from scipy.linalg import sqrtm
+from scipy.stats import entropy
+from torchmetrics.image.inception import InceptionScore
 
 from worker.metrics import (
     Evidence,
     GeneratorAnswers,
     fid,
     forget_rejected,
+    inception_score,
     integrity,
     kept_accuracy,
     per_class_accuracy,
@@ -118,3 +122,32 @@ def test_a_classifiers_figure_is_not_measured_on_a_generator() -> None:
     answers = answers_of([0, 1], [0, 1])
     value, n = retain_accuracy.measure(answers, evidence(answers, answers))
     assert math.isnan(value) and n == 0
+
+
+def scored(probabilities: np.ndarray, asked: list[int]) -> tuple[float, int]:
+    answers = answers_of(asked, asked, probabilities=probabilities)
+    return inception_score.measure(answers, evidence(answers, answers))
+
+
+def test_the_inception_score_is_1_where_all_look_alike_and_counts_what_is_told_apart() -> None:
+    assert scored(np.tile([0.7, 0.2, 0.1], (6, 1)), [0] * 6) == (pytest.approx(1.0), 6)
+    assert scored(np.eye(3)[[0, 1, 2] * 4], [0] * 12) == (pytest.approx(3.0), 12)
+    assert scored(np.eye(3)[[0, 0, 0, 2]], [0] * 4)[0] == pytest.approx(np.exp(entropy([0.75, 0.25])))
+
+
+def test_the_inception_score_is_scipys_divergence_over_kept_labels_and_torchmetrics_of_one_split() -> None:
+    asked = [0] * 60 + [1] * 20 + [2] * 60
+    drawn = np.random.default_rng(5).dirichlet([0.4] * 5, 140)
+    kept = drawn[np.array(asked) != 1]
+    value, n = scored(drawn.astype(np.float32), asked)
+    assert n == 120
+    assert value == pytest.approx(np.exp(np.mean([entropy(row, kept.mean(axis=0)) for row in kept])), rel=1e-5)
+    oracle = InceptionScore(feature=fid.Given(5), splits=1)
+    oracle.update(torch.from_numpy(kept).float().log())  # whose softmax is the probabilities
+    assert value == pytest.approx(float(oracle.compute()[0]), rel=1e-4)
+
+
+def test_without_probabilities_or_kept_images_there_is_no_inception_score() -> None:
+    answers = answers_of([1, 1], [0, 0], probabilities=np.eye(2))
+    assert inception_score.measure(answers, evidence(answers, answers))[1] == 0
+    assert scored(np.zeros((0, 0)), [0, 2])[1] == 0
