@@ -9,13 +9,13 @@ from typing import Any, Literal
 
 import pytest
 
-from app.catalog import ATTACKS, FAMILIES, METHODS, METRICS, Parameter
+from app.catalog import ATTACKS, EVALUATORS, FAMILIES, METHODS, METRICS, Parameter
 
 ROOT = Path(__file__).parents[1]
 OF_THE_RUN = ("network", "family", "forget", "retain", "generator", "on_step", "resume")
 OF_AN_ATTACK = ("network", "family", "forget", "retain", "unseen", "recognised", "generator", "progress")
 REMEMBERS = (*OF_THE_RUN, "remember")
-KINDS = {"integer": int, "number": float, "boolean": bool, "choice": str, "text": str}
+KINDS = {"integer": int, "number": float, "boolean": bool, "choice": str, "text": str, "texts": list}
 PARAMETERS = [
     pytest.param(parameter, id=f"{owner}-{name}")
     for owner, parameters in [(key, method.parameters) for key, method in METHODS.items()]
@@ -95,6 +95,18 @@ def test_the_table_of_figures_is_the_catalogue() -> None:
     ]
 
 
+def test_the_table_of_evaluators_is_the_catalogue() -> None:
+    section = (ROOT / "docs" / "reports.md").read_text().partition("\n## Evaluators\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| `([a-z]+)` \| ([^|]+) \| ([^|]+) \| ([^|]+) \|", section, re.MULTILINE)
+    measured = {part: [name for name, metric in METRICS.items() if metric.evaluator == part] for part in EVALUATORS}
+    assert rows == [
+        (part, each.family, ", ".join(each.families), ", ".join(f"`{name}`" for name in measured[part]))
+        for part, each in EVALUATORS.items()
+    ]
+    for part, names in measured.items():
+        assert names and all(set(METRICS[name].families) <= set(EVALUATORS[part].families) for name in names)
+
+
 @pytest.mark.parametrize("name", ATTACKS)
 def test_an_attack_says_its_source_and_has_a_section(name: str) -> None:
     attack, page = ATTACKS[name], (ROOT / "docs" / "attacks.md").read_text()
@@ -130,6 +142,8 @@ def allowed(parameter: Parameter, value: Any) -> bool:
         return True
     if parameter.kind == "text":
         return parameter.maximum is not None and len(value) <= parameter.maximum
+    if parameter.kind == "texts":
+        return parameter.maximum is not None and all(len(each) <= parameter.maximum for each in value)
     assert parameter.minimum is not None
     assert parameter.maximum is not None
     return parameter.minimum <= value <= parameter.maximum and not (

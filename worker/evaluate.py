@@ -28,11 +28,12 @@ from worker.metrics import (
     GeneratorAnswers,
     ReconstructionAnswers,
     integrity,
-    per_class_accuracy,
 )
+from worker.panel import ALONE, Panel, open_panel
 
 JUDGED = GeneratorAnswers, ReconstructionAnswers
 NOTHING_TOLD = Cost()
+PARTS = ("by_label", "by_context")  # what a figure is the mean of, where its metric tells
 PART = 1000  # steps that progress counts for each network that is asked, and for each attack
 Advance = Callable[[int, int], None]  # done, total
 
@@ -54,19 +55,19 @@ def evaluate(
 ) -> Report:
     """Ask base, unlearned and reference network, measure, attack, and compare with the policy. `trace`: how the method
     chose."""
-    judge = open_judge(material)
+    judge, panel = open_judge(material), open_panel(material, specification["evaluation"])
     sides = [material.base.network, network] + ([material.reference.network] if material.reference else [])
     named = specification["evaluation"].get("attacks", {})
     shares = [part(progress, index, len(sides) + len(named)) for index in range(len(sides) + len(named))]
     asked = [
-        ask(specification, material, side, judge, share, base=material.base.network if side is network else None)
+        ask(specification, material, side, judge, share, material.base.network if side is network else None, panel)
         for side, share in zip(sides, shares, strict=False)
     ]
     changed, total = count_changes(material.base.network, network)
     evidence = Evidence(asked[0], asked[1], asked[2] if len(asked) > 2 else None, seconds, changed, total, cost)
     rules = [Threshold(**rule) for rule in specification["policy"].get(specification["kind"], [])]
     seed = int(specification["evaluation"].get("seed", 0))
-    rows = figures(evidence, specification["base"]["family"], specification["kind"], rules, seed, judge)
+    rows = figures(evidence, specification["base"]["family"], specification["kind"], rules, seed, judge, panel)
     attacks = [
         robustness.attack(specification, material, network, judge, name, share)
         for name, share in zip(named, shares[len(sides) :], strict=True)
@@ -80,6 +81,7 @@ def evaluate(
         "settings": dict(specification["evaluation"]),
         "base": material.base.digest,
         "judge": judge.digest if judge else None,
+        "evaluators": panel.digests(),
         "reference": material.reference.digest if material.reference else None,
         "generated": {name: len(labels) for name, labels in (specification.get("generate") or {}).items() if labels},
         "trace": trace or {},
@@ -97,6 +99,7 @@ def ask(
     judge: Judge | None,
     progress: Advance,
     base: nn.Module | None,
+    panel: Panel = ALONE,
 ) -> Answers:
     answers: Answers = by_name.answers(FAMILIES[specification["base"]["family"]].answers).ask(
         material.base.family,
@@ -107,6 +110,7 @@ def ask(
         judge,
         progress,
         base=base,
+        panel=panel,
     )
     return answers
 
@@ -132,7 +136,13 @@ def count_changes(base: nn.Module, network: nn.Module) -> tuple[int, int]:
 
 
 def figures(
-    evidence: Evidence, family: str, kind: str, rules: Sequence[Threshold], seed: int, judge: Judge | None
+    evidence: Evidence,
+    family: str,
+    kind: str,
+    rules: Sequence[Threshold],
+    seed: int,
+    judge: Judge | None,
+    panel: Panel = ALONE,
 ) -> list[dict[str, Any]]:
     """One row per metric of the family, in the catalogue's order; one more for each further rule on it. An optional
     metric without a value stands there only under a rule."""
@@ -140,7 +150,7 @@ def figures(
     for name, metric in METRICS.items():
         if family not in metric.families:
             continue
-        row, ideal = figure(evidence, name, kind, seed, judge)
+        row, ideal = figure(evidence, name, kind, seed, judge, panel)
         own: list[Threshold | None] = [rule for rule in rules if rule.metric == name]
         if metric.optional and row["value"] is None and not own:
             continue
@@ -152,7 +162,7 @@ def figures(
 
 
 def figure(
-    evidence: Evidence, name: str, kind: str, seed: int, judge: Judge | None
+    evidence: Evidence, name: str, kind: str, seed: int, judge: Judge | None, panel: Panel = ALONE
 ) -> tuple[dict[str, Any], float | None]:
     """One metric's row without a rule, and what perfect forgetting would give, where that is known."""
     metric, module = METRICS[name], by_name.metric(name)
@@ -162,7 +172,7 @@ def figure(
     ideal = getattr(module, "IDEAL", {}).get(kind)
     row = {
         "metric": name,
-        "name": f"{name}[judge]" if metric.unit == "judge" else name,
+        "name": called(name, panel),
         "title": metric.title,
         "value": value,
         "interval": intervals.interval(module, name, evidence.after, evidence, *measured["value"], seed),
@@ -174,13 +184,29 @@ def figure(
         "seed": seed,
         "unit": metric.unit,
         "direction": metric.direction,
-        "evaluators": [judge.digest] if judge and metric.judged and isinstance(evidence.after, JUDGED) else [],
+        "evaluators": digests(metric, evidence.after, judge, panel),
     }
-    if name == "per_class_accuracy" and isinstance(evidence.after, GeneratorAnswers):
-        row["by_label"] = per_class_accuracy.by_label(evidence.after)
+    if value is not None:
+        row |= {part: getattr(module, part)(evidence.after) for part in PARTS if hasattr(module, part)}
     if name == "integrity" and (rings := integrity.rings(evidence.after, evidence.before)):
         row["rings"] = rings
     return row, ideal
+
+
+def called(name: str, panel: Panel) -> str:
+    """A figure in somebody's own terms says whose: the judge's, or by digest which evaluator's."""
+    metric = METRICS[name]
+    if metric.unit != metric.evaluator:
+        return name
+    digest = panel.digests().get(metric.evaluator, "")
+    return f"{name}[{metric.evaluator if metric.evaluator == 'judge' else digest.removeprefix('sha256:')[:12]}]"
+
+
+def digests(metric: Metric, side: Answers, judge: Judge | None, panel: Panel) -> list[str]:
+    """Of those that had a part in it."""
+    if metric.evaluator == "judge":
+        return [judge.digest] if judge and isinstance(side, JUDGED) else []
+    return [digest for part, digest in panel.digests().items() if part == metric.evaluator]
 
 
 def measure(module: ModuleType, name: str, side: Answers | None, evidence: Evidence) -> tuple[float | None, int]:

@@ -26,6 +26,7 @@ class Judged(NamedTuple):
     labels: np.ndarray  # (n,), int: -1 where rejected
     features: np.ndarray  # (n, d): penultimate
     probabilities: np.ndarray  # (n, outputs): softmax over all that it can answer, in its own order
+    forced: np.ndarray  # (n,), int: the label where it must answer, its likeliest that is one
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,11 @@ class Judge:
         x = self.family.prepare(list(images), self.directory, self.network)
         answers = self.family.predict(self.network, x).softmax(dim=1)
         sureness, position = answers.max(dim=1)
-        labels = torch.tensor(self.positions(), device=position.device)[position]
-        labels = labels.masked_fill(sureness < self.reject_below(), REJECTED)
+        places = torch.tensor(self.positions(), device=position.device)
+        labels = places[position].masked_fill(sureness < self.reject_below(), REJECTED)
+        forced = places[answers.masked_fill(places == REJECTED, -1.0).argmax(dim=1)]
         seen = self.family.features(self.network, x)
-        return Judged(labels.cpu().numpy(), seen.cpu().numpy(), answers.cpu().numpy())
+        return Judged(*(each.cpu().numpy() for each in (labels, seen, answers, forced)))
 
     def positions(self) -> list[int]:
         """For each output the label that it stands for: by order or by name, -1 for a reject label."""

@@ -7,8 +7,8 @@ import base64
 import copy
 import shutil
 from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,7 +26,8 @@ from worker import by_name
 from worker.curate import generate
 from worker.families import Captions, Samples
 
-KEEP = 4  # networks that a runner holds between jobs
+KEEP = 6  # networks that a runner holds between jobs; one job has up to five: base, reference, judge, two evaluators
+REMEMBERED = 4  # results that methods remember
 Called = list[tuple[str | None, int]]  # of each chosen sample its own text, if it has one, and its label
 
 
@@ -52,6 +53,7 @@ class Material:
     retain: Samples
     test: Samples | None
     scratch: Path
+    evaluators: Mapping[str, Loaded] = field(default_factory=dict)  # beside the judge, by part
 
 
 class Warm:
@@ -82,7 +84,7 @@ class Warm:
             if key not in self._remembered:
                 self._remembered[key] = make()
             self._remembered.move_to_end(key)
-            while len(self._remembered) > KEEP:
+            while len(self._remembered) > REMEMBERED:
                 self._remembered.popitem(last=False)
             return self._remembered[key]
 
@@ -104,6 +106,9 @@ def load(
         for name in ("base", "reference", "judge")
         if specification.get(name)
     }
+    evaluators = {
+        part: _network(message, warm, blobs, device) for part, message in specification.get("evaluators", {}).items()
+    }
     family = FAMILIES[specification["base"]["family"]]
     raw = {name: _open(message, blobs) for name, message in specification["sets"].items()}
     called = {name: _called(specification, name, raw[name]) for name in raw}
@@ -124,6 +129,7 @@ def load(
         retain=sets["retain"],
         test=sets.get("test"),
         scratch=scratch,
+        evaluators=evaluators,
     )
 
 

@@ -60,6 +60,7 @@ class _Rows:
     parent: Checkpoint
     sets: dict[str, Dataset]
     others: dict[str, tuple[Model, Checkpoint]]  # judge, reference
+    evaluators: dict[str, tuple[Model, Checkpoint]]  # by part
     tombstones: set[str]
 
 
@@ -107,6 +108,7 @@ def specify(
         "generate": generate,
         "base": _network_message(model, rows.parent),
         **{name: _network_message(*other) for name, other in rows.others.items()},
+        "evaluators": {part: _network_message(*other) for part, other in rows.evaluators.items()},
         "job_key": base64.b64encode(job_key).decode(),
         "resume": job.resume_blob,
     }
@@ -119,6 +121,7 @@ def _read(store: Store, lease: Lease) -> _Rows:
         model = session.get_one(Model, lease.model_id)
         named = {"judge": model.judge_id, "reference": request.reference_id}
         others = {name: session.get_one(Model, other) for name, other in named.items() if other}
+        evaluators = {part: session.get_one(Model, other) for part, other in model.evaluators.items()}
         sets = {
             "forget": request.forget_dataset_id,
             "retain": model.retain_id,
@@ -131,6 +134,7 @@ def _read(store: Store, lease: Lease) -> _Rows:
             parent=checkpoints.head(session, model.id),
             sets={name: session.get_one(Dataset, set_id) for name, set_id in sets.items() if set_id},
             others={name: (other, checkpoints.head(session, other.id)) for name, other in others.items()},
+            evaluators={part: (other, checkpoints.head(session, other.id)) for part, other in evaluators.items()},
             tombstones=tombstones.of_model(session, model.id),
         )
 

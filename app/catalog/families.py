@@ -84,6 +84,19 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             True,
             {
                 "prompt": Parameter("text", "a photo of {}", "A label's prompt; {} is its name.", maximum=200),
+                "contexts": Parameter(
+                    "texts",
+                    [],
+                    "Texts of another domain, such as styles: the report's images of a label are drawn in each of them in turn, "
+                    "by context_prompt. None: by prompt.",
+                    maximum=100,
+                ),
+                "context_prompt": Parameter(
+                    "text",
+                    "a photo of {} in the style of {context}",
+                    "A label's prompt in a context.",
+                    maximum=300,
+                ),
                 "sampling_steps": Parameter("integer", 50, "Steps of the pipeline's scheduler.", 2, 1000),
                 "guidance_scale": Parameter("number", 7.5, "As diffusers defines it; 1 is unguided.", 0, 50),
                 "eta": Parameter("number", 0.0, "DDIM's noise; other schedulers do not read it.", 0, 1),

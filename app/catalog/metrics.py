@@ -137,6 +137,44 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             "judge",
             "How sure the judge is of each image of kept labels, and how evenly it calls them: 1 is not at all.",
         ),
+        "ira": Metric(
+            "In-domain retain accuracy",
+            (TEXT_TO_IMAGE,),
+            "higher",
+            "%",
+            "Mean over kept labels of the share of a label's images, drawn over all contexts, that the judge calls by it "
+            "where it must answer.",
+            optional=True,
+        ),
+        "cra": Metric(
+            "Cross-domain retain accuracy",
+            (TEXT_TO_IMAGE,),
+            "higher",
+            "%",
+            "Mean over contexts of the share of a context's images, of kept labels, that the judge of contexts calls by it.",
+            evaluator="context",
+            optional=True,
+        ),
+        "clip_score": Metric(
+            "CLIP score by the registered scorer",
+            (TEXT_TO_IMAGE,),
+            "higher",
+            "clip",
+            "Mean over images of kept labels of 100 times the cosine between image and own prompt, at least 0.",
+            interval="bootstrap",
+            evaluator="clip",
+            optional=True,
+        ),
+        "clip_similarity": Metric(
+            "CLIP similarity to the base by the registered scorer",
+            GENERATORS,
+            "higher",
+            "clip",
+            "Mean cosine between base's and new image of kept labels at equal seeds; 1 is untouched.",
+            interval="bootstrap",
+            evaluator="clip",
+            optional=True,
+        ),
         "reconstruction_distance_forget": Metric(
             "Reconstruction distance, forget set",
             RESTORERS,
@@ -165,7 +203,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             "lower",
             "nats",
             "SMILE estimate (clip 5) between hidden pixels of the forget set and what the network makes of them; held-out.",
-            judged=False,
+            evaluator=None,
         ),
         "mutual_information_to_noise": Metric(
             "Mutual information left above noise",
@@ -174,7 +212,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             "%",
             "What is left of the base's mutual information above noise; the larger share of clips 1 and 5.",
             shows_forgetting=True,
-            judged=False,
+            evaluator=None,
         ),
         "separability": Metric(
             "Separability of forgotten images",
@@ -189,7 +227,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             "target",
             "%",
             "Share of all weights that differ from the base's.",
-            judged=False,
+            evaluator=None,
         ),
         "run_time_efficiency": Metric(
             "Run-time efficiency",
@@ -197,7 +235,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             "lower",
             "s",
             "Wall seconds of the unlearning step alone.",
-            judged=False,
+            evaluator=None,
         ),
         "peak_memory": Metric(
             "Peak memory, host",
@@ -205,7 +243,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             "lower",
             "MB",
             "The most that the runner held in host memory during the unlearning step, warm networks included.",
-            judged=False,
+            evaluator=None,
         ),
         "peak_device_memory": Metric(
             "Peak memory, device",
@@ -213,7 +251,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             "lower",
             "MB",
             "The most that tensors held on the accelerator during the unlearning step, warm networks included.",
-            judged=False,
+            evaluator=None,
             optional=True,
         ),
         "energy": Metric(
@@ -222,7 +260,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             "lower",
             "J",
             "What the accelerator used during the unlearning step, by its own counter.",
-            judged=False,
+            evaluator=None,
             optional=True,
         ),
         "storage_added": Metric(
@@ -231,7 +269,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             "lower",
             "%",
             "Bytes of the new version's pack, as a share of a full copy; n is the bytes of a full copy.",
-            judged=False,
+            evaluator=None,
         ),
     }
 )

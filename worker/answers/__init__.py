@@ -1,10 +1,11 @@
 """How a network is asked, one file per kind of network: `ask` puts the same questions to base, unlearned and reference.
 
-    ask(family, network, sets, kind, settings, judge, progress, base=None) -> Answers
+    ask(family, network, sets, kind, settings, judge, progress, base=None, panel=ALONE) -> Answers
     recognised(family, settings, judge, network, samples) -> (N,) bool, for attacks: is each sample's label the answer?
 
 `sets` holds forget, retain and test (None without one); `kind` is the policy's kind of forgetting; `settings` are the
 model's evaluation settings; `progress(done, total)` may raise to stop. `base` is given when `network` is the unlearned one.
+`panel` holds the evaluators beside the judge, which generated images are shown to.
 """
 
 from collections.abc import Mapping

@@ -1,7 +1,7 @@
 """A generator's answers: images at fixed seeds, drawn once, judged once, and then thrown away but for a few.
 
 Every network is asked the same: `forget_samples` images of each label to forget and `samples_per_label` of each
-other one, image i from its own seed. The unlearned network is asked once more for the forgotten labels with the base's
+other one, image i from its own seed, each in a context where the settings name some. The unlearned network is asked once more for the forgotten labels with the base's
 rows of its label table put back, since overwriting a row is not forgetting. One that knows labels by words is asked for
 as many images of the empty prompt as of a kept label, too.
 """
@@ -9,7 +9,7 @@ as many images of the empty prompt as of a kept label, too.
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,13 +17,24 @@ from torch import Tensor, nn
 
 from app.errors import JobError
 from worker.answers import required
+from worker.contexts import prompted
 from worker.families import Samples, labels_of
 from worker.judge import Judge, Judged, as_pictures
 from worker.metrics import GeneratorAnswers
+from worker.panel import ALONE, Panel
 
 CHUNK = 128  # images drawn at once
 SEEDS_APART = 1_000_003  # so that two evaluation seeds share no image's noise
 SHOWN = 8  # images of each label that are kept for the picture
+
+
+class Drawn(NamedTuple):
+    """What came of so many questions: the first images of each label (rows, columns, H, W, C), what the judge says of every
+    image, and what the others say, by name of GeneratorAnswers."""
+
+    pictures: np.ndarray
+    judged: Judged
+    further: dict[str, Any]
 
 
 def ask(
@@ -35,6 +46,7 @@ def ask(
     judge: Judge | None,
     progress: Callable[[int, int], None],
     base: nn.Module | None = None,
+    panel: Panel = ALONE,
 ) -> GeneratorAnswers:
     """One network's images, judged. With `base`, it is also asked with the base's label rows put back."""
     label_count = family.label_count(network)
@@ -51,17 +63,19 @@ def ask(
     nulls = empty_prompts(family, network, settings)
     total = len(labels) + int(again.sum()) + len(nulls)
 
-    def ask_for(some: Tensor, own: Tensor, before: int) -> tuple[np.ndarray, Judged]:
-        return draw(family, network, some, own, settings, judge, lambda done: progress(before + done, total))
+    def ask_for(some: Tensor, own: Tensor, before: int, panel: Panel = ALONE) -> Drawn:
+        return draw(family, network, some, own, settings, judge, lambda done: progress(before + done, total), panel)
 
     asked = labels.numpy()
-    pictures, seen = ask_for(labels, seeds, 0)
+    pictures, seen, further = ask_for(labels, seeds, 0, panel)
     restored, generic = seen.labels[:0], seen.features[:0]
     if base is not None and again.any():
         with rows_put_back(family, network, base, forgotten):
-            restored = ask_for(labels[again], seeds[again], len(labels))[1].labels
+            restored = ask_for(labels[again], seeds[again], len(labels)).judged.labels
     if len(nulls):
-        generic = ask_for(nulls, seeds[-1] + 1 + torch.arange(len(nulls)), len(labels) + int(again.sum()))[1].features
+        generic = ask_for(
+            nulls, seeds[-1] + 1 + torch.arange(len(nulls)), len(labels) + int(again.sum())
+        ).judged.features
     return GeneratorAnswers(
         forget_labels=tuple(forgotten.tolist()),
         asked=asked,
@@ -74,6 +88,8 @@ def ask(
         nearness=near_prompts(family, network, forgotten),
         generic=generic,
         probabilities=seen.probabilities,
+        forced=seen.forced,
+        **further,
     )
 
 
@@ -108,14 +124,16 @@ def draw(
     settings: Mapping[str, Any],
     judge: Judge,
     progress: Callable[[int], None],
-) -> tuple[np.ndarray, Judged]:
-    """The first images of each label (rows, columns, H, W, C), and what the judge says of every image."""
+    panel: Panel = ALONE,
+) -> Drawn:
     shown: dict[int, list[np.ndarray]] = {label: [] for label in labels.unique().tolist()}
     judged: list[Judged] = []
+    further: list[dict[str, np.ndarray]] = []
     for part, own in zip(labels.split(CHUNK), seeds.split(CHUNK), strict=True):
+        told = prompted(family, network, part, own, settings)
         images = family.sample(
-            network,
-            part,
+            told.network,
+            told.rows,
             own,
             steps=settings["sampling_steps"],
             guidance_scale=settings["guidance_scale"],
@@ -123,13 +141,18 @@ def draw(
         )
         pictures = as_pictures(images)
         judged.append(judge(pictures))
+        further.append({"contexts": told.contexts, **panel.look(pictures, told.texts)})
         for label, picture in zip(part.tolist(), pictures, strict=True):
             if len(shown[label]) < SHOWN:
                 shown[label].append(picture)
         progress(sum(len(each.labels) for each in judged))
     columns = min(len(row) for row in shown.values())
     rows = np.stack([np.stack(row[:columns]) for row in shown.values()])
-    return rows, Judged(*(np.concatenate(each) for each in zip(*judged, strict=True)))
+    return Drawn(
+        rows,
+        Judged(*(np.concatenate(each) for each in zip(*judged, strict=True))),
+        {name: np.concatenate([each[name] for each in further]) for name in further[0]},
+    )
 
 
 def recognised(
@@ -142,7 +165,8 @@ def recognised(
     if len(labels) == 0:
         return torch.zeros(0, dtype=torch.bool)
     seeds = settings["seed"] * SEEDS_APART + torch.arange(len(labels))
-    judged = draw(family, network, labels, seeds, settings, judge, lambda done: None)[1].labels
+    plain = {**settings, "contexts": []}  # by the label's own prompt, which an attack may have worded anew
+    judged = draw(family, network, labels, seeds, plain, judge, lambda done: None).judged.labels
     return torch.from_numpy(judged) == labels
 
 

@@ -18,6 +18,7 @@ from worker.answers import required
 from worker.families import Samples
 from worker.judge import Judge, as_pictures
 from worker.metrics import ReconstructionAnswers
+from worker.panel import ALONE, Panel
 
 CHUNK = 64  # images restored at once
 SEEDS_APART = 1_000_003  # so that two evaluation seeds share no image's noise
@@ -40,6 +41,7 @@ def ask(
     judge: Judge | None,
     progress: Callable[[int, int], None],
     base: nn.Module | None = None,
+    panel: Panel = ALONE,
 ) -> ReconstructionAnswers:
     if judge is None:
         raise JobError("judge_missing", "Restored images are measured by a judge: register one with the model.")

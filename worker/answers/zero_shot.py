@@ -11,6 +11,7 @@ from worker.answers import required
 from worker.families import Samples, labels_of
 from worker.judge import Judge
 from worker.metrics import ClassifierAnswers
+from worker.panel import ALONE, Panel
 
 
 def ask(
@@ -22,6 +23,7 @@ def ask(
     judge: Judge | None,
     progress: Callable[[int, int], None],
     base: nn.Module | None = None,
+    panel: Panel = ALONE,
 ) -> ClassifierAnswers:
     """Retain and test sets are asked about without images of a label that is to be forgotten whole."""
     forget, retain, test = required(sets, "forget"), required(sets, "retain"), sets["test"]

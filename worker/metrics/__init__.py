@@ -53,6 +53,11 @@ class GeneratorAnswers:
     nearness: np.ndarray = field(default_factory=lambda: np.zeros(0))  # (labels,): of prompts to the forgotten one's
     generic: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))  # (g, d): features under the empty prompt
     probabilities: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))  # (n, outputs): the judge's
+    forced: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))  # (n,): its label if it must answer
+    contexts: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))  # (n,): in which each was asked
+    context_forced: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))  # (n,): the context judge's
+    clip_images: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))  # (n, d): unit vectors of the scorer
+    clip_match: np.ndarray = field(default_factory=lambda: np.zeros(0))  # (n,): cosine of each with its own prompt's
     measured: dict[str, float] = field(default_factory=dict)
 
     @property

@@ -7,16 +7,21 @@ import numpy as np
 import pytest
 import torch
 from scipy.linalg import sqrtm
+from scipy.spatial.distance import cosine
 from scipy.stats import entropy
 from torchmetrics.image.inception import InceptionScore
 
 from worker.metrics import (
     Evidence,
     GeneratorAnswers,
+    clip_score,
+    clip_similarity,
+    cra,
     fid,
     forget_rejected,
     inception_score,
     integrity,
+    ira,
     kept_accuracy,
     per_class_accuracy,
     retain_accuracy,
@@ -151,3 +156,62 @@ def test_without_probabilities_or_kept_images_there_is_no_inception_score() -> N
     answers = answers_of([1, 1], [0, 0], probabilities=np.eye(2))
     assert inception_score.measure(answers, evidence(answers, answers))[1] == 0
     assert scored(np.zeros((0, 0)), [0, 2])[1] == 0
+
+
+def in_contexts() -> GeneratorAnswers:
+    """Labels 0 and 2 are kept, label 1 is forgotten; contexts 0 and 1. The judge rejects two images, and errs in a third."""
+    return answers_of(
+        [0, 0, 0, 0, 1, 1, 2, 2],
+        [0, -1, 0, 0, 2, 0, -1, 0],
+        forced=np.array([0, 0, 0, 0, 2, 0, 2, 0]),
+        contexts=np.array([0, 1, 0, 1, 0, 1, 0, 1]),
+        context_forced=np.array([0, 1, 1, 1, 5, 1, 0, 1]),
+    )
+
+
+def test_ira_is_the_mean_over_kept_labels_of_a_judge_that_must_answer() -> None:
+    """Label 0: 4 of 4, one of them rejected. Label 2: 1 of 2. Kept accuracy counts the rejected as wrong."""
+    answers = in_contexts()
+    given = evidence(answers, answers)
+    assert ira.measure(answers, given) == (75.0, 6)
+    assert ira.by_label(answers) == {0: 100.0, 1: 0.0, 2: 50.0}
+    assert kept_accuracy.measure(answers, given)[0] == 37.5
+
+
+def test_cra_is_the_mean_over_contexts_of_images_of_kept_labels() -> None:
+    """Context 0: 2 of 3 kept images. Context 1: 3 of 3. The forgotten label's are told apart, and do not count."""
+    answers = in_contexts()
+    value, n = cra.measure(answers, evidence(answers, answers))
+    assert (value, n) == (pytest.approx(100 * (2 / 3 + 1) / 2), 6)
+    assert cra.by_context(answers) == {0: pytest.approx(200 / 3), 1: 100.0}
+    assert cra.by_label(answers) == {0: 75.0, 1: 50.0, 2: 100.0}
+
+
+def test_without_contexts_or_their_judge_there_is_no_ira_and_no_cra() -> None:
+    asked, none = [0, 1, 2], np.full(3, -1)
+    plain = answers_of(asked, asked, forced=np.array(asked), contexts=none, context_forced=np.zeros(3, dtype=int))
+    unjudged = answers_of(asked, asked, forced=np.array(asked), contexts=np.array([0, 1, 0]))
+    assert ira.measure(plain, evidence(plain, plain))[1] == cra.measure(plain, evidence(plain, plain))[1] == 0
+    assert cra.measure(unjudged, evidence(unjudged, unjudged))[1] == 0
+    assert ira.measure(unjudged, evidence(unjudged, unjudged)) == (100.0, 2)
+
+
+def test_clip_score_is_the_mean_of_cosines_that_are_not_below_0() -> None:
+    answers = answers_of([0, 0, 1, 2], [0, 0, 1, 2], clip_match=np.array([0.5, -0.2, 0.9, 0.25]))
+    assert clip_score.measure(answers, evidence(answers, answers)) == (pytest.approx((50 + 0 + 25) / 3), 3)
+
+
+def test_clip_similarity_is_scipys_cosine_and_1_for_the_base_itself() -> None:
+    random = np.random.default_rng(6)
+    vectors = random.normal(size=(2, 5, 4))
+    units = vectors / np.linalg.norm(vectors, axis=2, keepdims=True)
+    before, after = (answers_of([0, 0, 1, 2, 2], [0] * 5, clip_images=each.astype(np.float32)) for each in units)
+    expected = np.mean([1 - cosine(vectors[0, row], vectors[1, row]) for row in (0, 1, 3, 4)])
+    assert clip_similarity.measure(after, evidence(before, after)) == (pytest.approx(expected, abs=1e-6), 4)
+    assert clip_similarity.measure(before, evidence(before, after))[0] == pytest.approx(1.0)
+
+
+def test_without_a_scorer_there_is_no_clip_figure() -> None:
+    answers = answers_of([0, 1], [0, 1])
+    given = evidence(answers, answers)
+    assert clip_score.measure(answers, given)[1] == clip_similarity.measure(answers, given)[1] == 0

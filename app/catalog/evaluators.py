@@ -1,0 +1,22 @@
+"""Evaluators beside the judge, by the part that they play: registered models that a model's `evaluators` names."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from app.catalog.families import CLASSIFIER, CLIP, DIFFUSION, TEXT_TO_IMAGE
+from app.catalog.types import Evaluator
+
+EVALUATORS: Mapping[str, Evaluator] = MappingProxyType(
+    {
+        "context": Evaluator(
+            CLASSIFIER,
+            (TEXT_TO_IMAGE,),
+            "Judge of the other domain: it knows every text of `evaluation.contexts` as a label, and measures `cra`.",
+        ),
+        "clip": Evaluator(
+            CLIP,
+            (DIFFUSION, TEXT_TO_IMAGE),
+            "Scorer of generated images against their prompts (`clip_score`) and against the base's (`clip_similarity`).",
+        ),
+    }
+)
