@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from app.catalog import ATTACKS, EVALUATORS, FAMILIES, METHODS, METRICS, Parameter
+from app.catalog import ATTACKS, BACKBONES, EVALUATORS, FAMILIES, METHODS, METRICS, Parameter
 
 
 def catalogue() -> dict[str, Any]:
@@ -60,6 +60,10 @@ def catalogue() -> dict[str, Any]:
                 "description": evaluator.description,
             }
             for name, evaluator in EVALUATORS.items()
+        ],
+        "backbones": [
+            {"name": name, "title": backbone.title, "families": list(backbone.families)}
+            for name, backbone in BACKBONES.items()
         ],
         "attacks": [
             {

@@ -8,6 +8,7 @@ from app.deployment import Deployment
 from app.errors import Refused
 from app.records import model as models
 from app.records.model import Model
+from app.settings import Settings
 
 REJECT_LABELS = ("none", "reject", "unknown")  # a judge's own label for what is no image of any label
 
@@ -20,6 +21,7 @@ def resolve_evaluators(
     lethe: Deployment, family: str, named: dict[str, str], evaluation: dict[str, Any]
 ) -> dict[str, str]:
     """By part, the id of the named model, by name or id; each of the part's family, and knowing what it is asked."""
+    check_weights(lethe.settings, evaluation)
     possible = [part for part, known in catalog.EVALUATORS.items() if family in known.families]
     found = {}
     for part, name in named.items():
@@ -36,6 +38,15 @@ def resolve_evaluators(
             _check_contexts(model, evaluation.get("contexts", []), field)
         found[part] = model.id
     return found
+
+
+def check_weights(settings: Settings, evaluation: dict[str, Any]) -> None:
+    """Whoever asks for a famous network needs an operator who gave its weights."""
+    for name in catalog.BACKBONES:
+        if evaluation.get(name) and getattr(settings, name) is None:
+            rule = f"This deployment has no weights of {catalog.BACKBONES[name].title}."
+            remedy = f"Ask the operator to set LETHE_{name.upper()}, or leave it out."
+            raise Refused("no-weights", f"evaluation.{name}", rule, remedy)
 
 
 def _check_contexts(judge: Model, contexts: list[str], field: str) -> None:

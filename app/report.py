@@ -65,6 +65,7 @@ class Figure(_Part):
     threshold: Held | None
     passed: bool | None = Field(description="Whether the value meets the rule; null without a rule or a value.")
     by_label: dict[str, float] | None = Field(None, description="Per label; only with the scope requests:concept.")
+    n_real: int | None = Field(None, description="Real images that the n generated ones are compared with.")
     by_context: dict[str, float] | None = Field(
         None, description="Per context, by its position in the evaluation's `contexts`."
     )
@@ -116,6 +117,10 @@ class Report(_Part):
     figures: list[Figure]
     attacks: list[Attacked] = Field([], description="Those that the evaluation names, and those that a rule is on.")
     settings: dict[str, Any] = Field(description="How outputs were produced: the model's evaluation settings.")
+    resolution: list[int] | None = Field(
+        None,
+        description="Height and width of generated and restored images, in pixels, before any evaluator resizes them.",
+    )
     base: str = Field(description="Digest of the version that this one was made from.")
     judge: str | None = Field(description="Digest of the judge.")
     evaluators: dict[str, str] = Field({}, description="Digests of the evaluators beside the judge, by part.")

@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 import pytest
 
-from app.catalog import ATTACKS, EVALUATORS, FAMILIES, METHODS, METRICS, Parameter
+from app.catalog import ATTACKS, BACKBONES, EVALUATORS, FAMILIES, METHODS, METRICS, Parameter
+from app.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 OF_THE_RUN = ("network", "family", "forget", "retain", "generator", "on_step", "resume")
@@ -44,6 +45,7 @@ def test_every_file_is_an_entry_and_every_entry_a_file() -> None:
     } == set(FAMILIES)
     assert modules("metrics") == set(METRICS)
     assert modules("attacks") == set(ATTACKS)
+    assert modules("evaluators") == set(BACKBONES)
     assert modules("answers") == {family.answers for family in FAMILIES.values()}
 
 
@@ -103,6 +105,10 @@ def test_the_table_of_evaluators_is_the_catalogue() -> None:
         (part, each.family, ", ".join(each.families), ", ".join(f"`{name}`" for name in measured[part]))
         for part, each in EVALUATORS.items()
     ]
+    for name, backbone in BACKBONES.items():
+        assert name in Settings.model_fields
+        assert all(FAMILIES[family].evaluation[name].default is False for family in backbone.families)
+        assert any(metric.evaluator == name and metric.families == backbone.families for metric in METRICS.values())
     for part, names in measured.items():
         assert names and all(set(METRICS[name].families) <= set(EVALUATORS[part].families) for name in names)
 

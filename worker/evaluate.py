@@ -33,7 +33,7 @@ from worker.panel import ALONE, Panel, open_panel
 
 JUDGED = GeneratorAnswers, ReconstructionAnswers
 NOTHING_TOLD = Cost()
-PARTS = ("by_label", "by_context")  # what a figure is the mean of, where its metric tells
+PARTS = ("by_label", "by_context", "n_real")  # what a figure is made of, where its metric tells
 PART = 1000  # steps that progress counts for each network that is asked, and for each attack
 Advance = Callable[[int, int], None]  # done, total
 
@@ -79,6 +79,7 @@ def evaluate(
         "figures": rows,
         "attacks": attacked,
         "settings": dict(specification["evaluation"]),
+        "resolution": list(asked[1].images.shape[2:4]) if isinstance(asked[1], JUDGED) else None,
         "base": material.base.digest,
         "judge": judge.digest if judge else None,
         "evaluators": panel.digests(),

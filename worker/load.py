@@ -23,6 +23,7 @@ from app.privacy.images import read_index, read_set
 from app.privacy.sealing import unseal
 from app.storage import BlobMissing, LocalBlobs
 from worker import by_name
+from worker.backbones import Backbone, open_backbones
 from worker.curate import generate
 from worker.families import Captions, Samples
 
@@ -54,6 +55,7 @@ class Material:
     test: Samples | None
     scratch: Path
     evaluators: Mapping[str, Loaded] = field(default_factory=dict)  # beside the judge, by part
+    backbones: Mapping[str, Backbone] = field(default_factory=dict)
 
 
 class Warm:
@@ -109,6 +111,7 @@ def load(
     evaluators = {
         part: _network(message, warm, blobs, device) for part, message in specification.get("evaluators", {}).items()
     }
+    backbones = open_backbones(specification.get("backbones", {}), device, warm.remember("backbones"))
     family = FAMILIES[specification["base"]["family"]]
     raw = {name: _open(message, blobs) for name, message in specification["sets"].items()}
     called = {name: _called(specification, name, raw[name]) for name in raw}
@@ -130,6 +133,7 @@ def load(
         test=sets.get("test"),
         scratch=scratch,
         evaluators=evaluators,
+        backbones=backbones,
     )
 
 

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from worker.backbones import Backbone
 from worker.families import Captions
 from worker.judge import Judge
 from worker.load import Material
@@ -48,15 +49,16 @@ class Scorer:
 class Panel:
     context: Judge | None = None  # its labels are the evaluation's contexts
     clip: Scorer | None = None
+    backbones: Mapping[str, Backbone] = field(default_factory=dict)  # inception, lpips
 
     def digests(self) -> dict[str, str]:
         """By part, in the catalogue's order."""
-        parts = {"context": self.context, "clip": self.clip}
+        parts = {"context": self.context, "clip": self.clip, **self.backbones}
         return {part: each.digest for part, each in parts.items() if each is not None}
 
     def look(self, pictures: np.ndarray, texts: Sequence[str]) -> dict[str, np.ndarray]:
         """What there is to say of uint8 images (n, H, W, C) that were drawn for `texts`, by name of GeneratorAnswers."""
-        said = {}
+        said = {name: backbone.embed(pictures) for name, backbone in self.backbones.items()}
         if self.context is not None:
             said["context_forced"] = self.context(pictures).forced
         if self.clip is not None:
@@ -64,6 +66,11 @@ class Panel:
         if self.clip is not None and texts:
             said["clip_match"] = np.sum(said["clip_images"] * self.clip.texts(texts), axis=1)
         return said
+
+    def look_at_real(self, pictures: np.ndarray) -> dict[str, Any]:
+        """The same of real images, where a distance needs it."""
+        inception = self.backbones.get("inception")
+        return {} if inception is None else {"real_inception": inception.embed(pictures)}
 
 
 ALONE = Panel()
@@ -76,4 +83,5 @@ def open_panel(material: Material, settings: Mapping[str, Any]) -> Panel:
     return Panel(
         context=Judge(*parts["context"], tuple(settings["contexts"])) if "context" in parts else None,
         clip=Scorer(*parts["clip"]) if "clip" in parts else None,
+        backbones=material.backbones,
     )

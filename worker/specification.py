@@ -108,6 +108,9 @@ def specify(
         "generate": generate,
         "base": _network_message(model, rows.parent),
         **{name: _network_message(*other) for name, other in rows.others.items()},
+        "backbones": {
+            name: str(getattr(settings, name) or "") for name in catalog.BACKBONES if model.evaluation.get(name)
+        },
         "evaluators": {part: _network_message(*other) for part, other in rows.evaluators.items()},
         "job_key": base64.b64encode(job_key).decode(),
         "resume": job.resume_blob,

@@ -6,15 +6,16 @@ a wrong recipe before any GPU is touched; a test ties every bound and default to
 """
 
 from app.catalog.attacks import ATTACKS
-from app.catalog.evaluators import EVALUATORS
+from app.catalog.evaluators import BACKBONES, EVALUATORS
 from app.catalog.families import CLASSIFIER, FAMILIES
 from app.catalog.intervals import LEVEL, n_needed, wilson
 from app.catalog.methods import METHODS
 from app.catalog.metrics import METRICS
-from app.catalog.types import Attack, Evaluator, Family, Files, Method, Metric, Parameter, Threshold
+from app.catalog.types import Attack, Backbone, Evaluator, Family, Files, Method, Metric, Parameter, Threshold
 
 __all__ = [
     "ATTACKS",
+    "BACKBONES",
     "CLASSIFIER",
     "EVALUATORS",
     "FAMILIES",
@@ -22,6 +23,7 @@ __all__ = [
     "METHODS",
     "METRICS",
     "Attack",
+    "Backbone",
     "Evaluator",
     "Family",
     "Files",

@@ -9,6 +9,10 @@ from app.catalog.types import Family, Parameter, Threshold
 CLASSIFIER, DIFFUSION = "image_classifier", "class_diffusion"
 TEXT_TO_IMAGE = "text_to_image"
 CLIP, VISION_LANGUAGE = "clip", "vision_language"
+_BACKBONES = {
+    "inception": Parameter("boolean", False, "Measure `fid_inception`, by weights that the operator gives."),
+    "lpips": Parameter("boolean", False, "Measure `integrity_lpips`, by weights that the operator gives."),
+}
 
 
 FAMILIES: Mapping[str, Family] = MappingProxyType(
@@ -61,6 +65,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
                 "forget_samples": Parameter("integer", 500, "Images generated for the forgotten label.", 1, 100_000),
                 "samples_per_label": Parameter("integer", 100, "Images generated for each other label.", 1, 100_000),
                 "seed": Parameter("integer", 0, "The first image's seed; each image has its own.", 0, 2**31 - 1),
+                **_BACKBONES,
             },
             {
                 "class_label": (
@@ -103,6 +108,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
                 "forget_samples": Parameter("integer", 100, "Images generated for the forgotten label.", 1, 100_000),
                 "samples_per_label": Parameter("integer", 20, "Images generated for each other label.", 1, 100_000),
                 "seed": Parameter("integer", 0, "The first image's seed; each image has its own.", 0, 2**31 - 1),
+                **_BACKBONES,
             },
             {
                 "class_label": (

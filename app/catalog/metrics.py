@@ -175,6 +175,27 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             evaluator="clip",
             optional=True,
         ),
+        "fid_inception": Metric(
+            "Frechet distance in Inception's features",
+            GENERATORS,
+            "lower",
+            "inception",
+            "Frechet distance between generated images of kept labels and real test images, in 2048 features of Inception v3 "
+            "on the operator's weights, at 299 pixels a side.",
+            evaluator="inception",
+            optional=True,
+        ),
+        "integrity_lpips": Metric(
+            "Integrity in LPIPS",
+            GENERATORS,
+            "lower",
+            "lpips",
+            "Mean LPIPS distance (AlexNet on the operator's weights, at 64 pixels a side) between base and new images of kept "
+            "labels at equal seeds.",
+            interval="bootstrap",
+            evaluator="lpips",
+            optional=True,
+        ),
         "reconstruction_distance_forget": Metric(
             "Reconstruction distance, forget set",
             RESTORERS,

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Kind = Literal["integer", "number", "choice", "boolean", "text", "texts"]
-EvaluatorPart = Literal["judge", "context", "clip"]
+EvaluatorPart = Literal["judge", "context", "clip", "inception", "lpips"]
 Rule = Literal[
     "at_least", "at_most", "drop_at_most", "share_of_before", "times_before_at_least", "times_before_at_most"
 ]
@@ -129,6 +129,15 @@ class Evaluator:
     family: str
     families: tuple[str, ...]
     description: str
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A famous network on weights of the operator's, in the folder that the setting of its name gives; a model asks
+    for it by the evaluation setting of its name."""
+
+    title: str
+    families: tuple[str, ...]
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,7 @@ def ask(
         features=seen.features,
         restored=restored,
         real_features=seen.features[:0] if test is None else judge(as_pictures(test.x)).features,
+        **({} if test is None else panel.look_at_real(as_pictures(test.x))),
         real_labels=asked[:0] if test is None else test.y.cpu().numpy(),
         images=pictures,
         nearness=near_prompts(family, network, forgotten),

@@ -58,6 +58,9 @@ class GeneratorAnswers:
     context_forced: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))  # (n,): the context judge's
     clip_images: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))  # (n, d): unit vectors of the scorer
     clip_match: np.ndarray = field(default_factory=lambda: np.zeros(0))  # (n,): cosine of each with its own prompt's
+    inception: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))  # (n, 2048)
+    real_inception: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))  # (k, 2048): of the real test images
+    lpips: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))  # (n, d): as far apart as squared distances
     measured: dict[str, float] = field(default_factory=dict)
 
     @property

@@ -77,6 +77,20 @@ def test_a_family_that_draws_nothing_has_no_such_evaluators(world: World, painte
     assert "It can have none." in str(refused(made, 422, "unknown-evaluator", "evaluators.clip"))
 
 
+def test_famous_networks_need_an_operator_who_gave_their_weights(world: World, painter: Any) -> None:
+    body = {"name": "famous", "family": PAINTER, "source": {"upload": "up_any"}}
+    for name in ("inception", "lpips"):
+        problem = refused(
+            world.admin.post("/v1/models", json=body | {"evaluation": {name: True}}),
+            422,
+            "no-weights",
+            f"evaluation.{name}",
+        )
+        assert f"LETHE_{name.upper()}" in str(problem)
+    assert painter("unfamous").json()["evaluation"]["lpips"] is False
+    assert {each["name"] for each in world.admin.get("/v1/catalog").json()["backbones"]} == {"inception", "lpips"}
+
+
 def test_a_change_replaces_all_evaluators_and_keeps_them_fit_for_the_settings(world: World, painter: Any) -> None:
     assert painter("changing-panel", evaluation=CONTEXTS).status_code == 201
     path = "/v1/models/changing-panel"

@@ -18,9 +18,11 @@ from worker.metrics import (
     clip_similarity,
     cra,
     fid,
+    fid_inception,
     forget_rejected,
     inception_score,
     integrity,
+    integrity_lpips,
     ira,
     kept_accuracy,
     per_class_accuracy,
@@ -215,3 +217,22 @@ def test_without_a_scorer_there_is_no_clip_figure() -> None:
     answers = answers_of([0, 1], [0, 1])
     given = evidence(answers, answers)
     assert clip_score.measure(answers, given)[1] == clip_similarity.measure(answers, given)[1] == 0
+
+
+def test_fid_in_inceptions_features_is_scipys_distance_of_kept_labels() -> None:
+    random = np.random.default_rng(8)
+    asked, real_labels = [0] * 90 + [1] * 30 + [2] * 90, np.array([0, 1, 2] * 50)
+    drawn, real = random.normal(size=(210, 7)).astype(np.float32), random.normal(0.3, 2, size=(150, 7))
+    answers = answers_of(asked, asked, inception=drawn, real_inception=real, real_labels=real_labels)
+    value, n = fid_inception.measure(answers, evidence(answers, answers))
+    assert (n, fid_inception.n_real(answers)) == (180, 100)
+    assert value == pytest.approx(frechet(drawn[np.array(asked) != 1], real[real_labels != 1]), rel=1e-6)
+    assert fid_inception.measure(answers_of([0], [0]), evidence(answers, answers))[1] == 0
+
+
+def test_integrity_in_lpips_is_the_mean_squared_distance_of_kept_images() -> None:
+    base, moved = np.zeros((4, 3), dtype=np.float32), np.diag([1.0, 2.0, 3.0]).astype(np.float32)[[0, 1, 2, 2]]
+    before, after = (answers_of([0, 0, 1, 2], [0] * 4, lpips=each) for each in (base, moved))
+    assert integrity_lpips.measure(after, evidence(before, after)) == (pytest.approx((1 + 4 + 9) / 3), 3)
+    assert integrity_lpips.measure(before, evidence(before, after)) == (0.0, 3)
+    assert integrity_lpips.measure(answers_of([0], [0]), evidence(before, after))[1] == 0
