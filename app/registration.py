@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 from app import catalog, weights
 from app.deployment import Deployment
 from app.errors import Conflict, NotFound, Refused
+from app.evaluators import REJECT_LABELS, real_labels, resolve_evaluators
 from app.privacy.archive import Limits
 from app.privacy.checkpoint_guard import DirectoryFacts, inspect_directory, unpack_model
 from app.privacy.imagefolder import read_imagefolder
@@ -35,7 +36,6 @@ from app.records.upload import Upload
 from app.storage import BlobMissing
 
 Content = Path | bytes | Iterator[bytes]
-REJECT_LABELS = ("none", "reject", "unknown")  # a judge's own label for what is no image of any label
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class NewModel:
     judge: str | None
     policy: dict[str, list[dict[str, Any]]]
     evaluation: dict[str, Any]
+    evaluators: dict[str, str]
 
 
 def check_name(lethe: Deployment, role: Role, name: str | None) -> None:
@@ -114,6 +115,7 @@ def register_model(lethe: Deployment, new: NewModel, actor: str) -> str:
             "unknown-family", "family", "There is no such family.", f"Choose one of {', '.join(catalog.FAMILIES)}."
         )
     policy, evaluation = check_policy(new.family, new.policy), check_evaluation(new.family, new.evaluation)
+    evaluators = resolve_evaluators(lethe, new.family, new.evaluators, evaluation)
     with lethe.store.read() as session:
         if models.find(session, new.name):
             raise _taken()
@@ -127,6 +129,7 @@ def register_model(lethe: Deployment, new: NewModel, actor: str) -> str:
             family=new.family,
             policy=policy,
             evaluation=evaluation,
+            evaluators=evaluators,
             created_by=actor,
             **columns,
         )
@@ -220,10 +223,6 @@ def _with_set_labels(session: Session, labels: list[str], sets: dict[str, str | 
     return list(
         dict.fromkeys([*labels, *(label for each in found if each and not each.sealed for label in each.labels)])
     )
-
-
-def real_labels(judge: Model) -> list[str]:
-    return [label for label in judge.labels if label.lower() not in REJECT_LABELS]
 
 
 def _check_judge(lethe: Deployment, session: Session, judge: Model, labels: list[str], by_name: bool) -> None:

@@ -97,6 +97,12 @@ def test_an_attack_is_torch_and_nothing_else(path: Path) -> None:
     assert {name for name, _ in imports(path) if name.startswith("worker")} <= {"worker.attacks"}
 
 
+@pytest.mark.parametrize("path", files("worker/evaluators"), ids=str)
+def test_an_evaluator_is_a_network_and_its_package(path: Path) -> None:
+    foreign = {root for root in roots(path) if root not in sys.stdlib_module_names}
+    assert foreign <= {"torch", "numpy", "lpips", "torch_fidelity"}
+
+
 @pytest.mark.parametrize("path", files("worker/families"), ids=str)
 def test_a_family_knows_networks_only(path: Path) -> None:
     foreign = {root for root in roots(path) if root not in sys.stdlib_module_names}

@@ -4,12 +4,13 @@ import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import inspect
+from sqlalchemy import inspect, text
 
 from app import migration
 from app.deployment import Deployment
 from app.records import Record
 from app.records import api_key as api_keys
+from app.records.model import Model
 
 
 def test_the_migrated_schema_is_the_records_schema(lethe: Deployment) -> None:
@@ -38,6 +39,20 @@ def test_admin_keys_of_before_may_do_what_admins_may(lethe: Deployment) -> None:
         assert {key.role: set(key.scopes) for key in api_keys.every(session)} == {
             role: set(scopes) for role, scopes in api_keys.ROLES.items()
         }
+
+
+def test_models_of_before_have_no_evaluators(lethe: Deployment) -> None:
+    config = migration._config()
+    with lethe.store.write() as session:
+        config.attributes["connection"] = session.connection()
+        command.downgrade(config, "0002")
+        columns = "id, name, family, labels, policy, evaluation, created_by, created_at, revision"
+        session.execute(
+            text(f"INSERT INTO models ({columns}) VALUES ('m', 'm', 'clip', '[]', '{{}}', '{{}}', 'k', 1, 1)")
+        )
+    migration.upgrade(lethe.store)
+    with lethe.store.read() as session:
+        assert session.get_one(Model, "m").evaluators == {}
 
 
 @pytest.mark.parametrize("index", ["uq_jobs_one_running_per_model", "ix_jobs_claimable"])

@@ -67,6 +67,7 @@ class _Rows:
     train: Dataset | None
     earlier: list[Earlier]
     others: dict[str, tuple[Model, Checkpoint]]  # judge, reference
+    evaluators: dict[str, tuple[Model, Checkpoint]]  # by part
     tombstones: set[str]
 
 
@@ -123,6 +124,10 @@ def specify(
         "base": _network_message(model, rows.parent),
         **{name: _network_message(*other) for name, other in rows.others.items()},
         "answers": _answers(rows, checkpoint_id, keyring),
+        "backbones": {
+            name: str(getattr(settings, name) or "") for name in catalog.BACKBONES if model.evaluation.get(name)
+        },
+        "evaluators": {part: _network_message(*other) for part, other in rows.evaluators.items()},
         "job_key": base64.b64encode(job_key).decode(),
         "resume": job.resume_blob,
     }
@@ -136,6 +141,7 @@ def _read(store: Store, lease: Lease) -> _Rows:
         named = {"judge": model.judge_id, "reference": request.reference_id}
         others = {name: session.get_one(Model, other) for name, other in named.items() if other}
         parent, train = checkpoints.head(session, model.id), model.train_id
+        evaluators = {part: session.get_one(Model, other) for part, other in model.evaluators.items()}
         sets = {
             "forget": request.forget_dataset_id,
             "retain": model.retain_id,
@@ -150,6 +156,7 @@ def _read(store: Store, lease: Lease) -> _Rows:
             train=session.get_one(Dataset, train) if train else None,
             earlier=of_line(session, parent),
             others={name: (other, checkpoints.head(session, other.id)) for name, other in others.items()},
+            evaluators={part: (other, checkpoints.head(session, other.id)) for part, other in evaluators.items()},
             tombstones=tombstones.of_model(session, model.id),
         )
 

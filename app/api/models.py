@@ -13,6 +13,7 @@ from app.api.openapi import refusals
 from app.catalog.types import Rule
 from app.deployment import Deployment
 from app.errors import NotFound, PreconditionFailed, Refused
+from app.evaluators import resolve_evaluators
 from app.recipe import check_evaluation, check_policy, policy_warnings
 from app.records import checkpoint as checkpoints
 from app.records import model as models
@@ -57,6 +58,9 @@ class ModelIn(BaseModel):
     )
     test: Text | None = Field(None, description="Data set that the network never saw.")
     judge: Text | None = Field(None, description="Registered image_classifier that judges generated images.")
+    evaluators: dict[Text, Text] = Field(
+        {}, description="Further registered models that measure generated images, by part; see GET /v1/catalog."
+    )
     policy: dict[Text, list[ThresholdIn]] = Field(
         {}, description="Thresholds by kind of forgetting; else the family's defaults."
     )
@@ -75,6 +79,7 @@ class ModelPatch(BaseModel):
     retain: Text | None = None
     test: Text | None = None
     judge: Text | None = None
+    evaluators: dict[Text, Text] | None = Field(None, description="Replaces all of them; null takes all away.")
     policy: dict[Text, list[ThresholdIn]] | None = Field(
         None, description="Replaces the kinds it names; the others go back to the family's defaults."
     )
@@ -104,6 +109,7 @@ class ModelOut(BaseModel):
     retain: str | None
     test: str | None
     judge: str | None
+    evaluators: dict[str, str]
     policy: dict[str, Any]
     evaluation: dict[str, Any]
     warnings: list[Warned] = Field(description="Rules on a share that `evaluation` has too few images for.")
@@ -144,6 +150,7 @@ def register(body: ModelIn, response: Response, lethe: Lethe, key: Writer) -> di
         judge=body.judge,
         policy=policy,
         evaluation=body.evaluation,
+        evaluators=body.evaluators,
     )
     model_id = register_model(lethe, new, key.actor)
     response.headers["Location"] = f"/v1/models/{body.name}"
@@ -177,7 +184,7 @@ def change_model(
     key: Writer,
     if_match: Annotated[str | None, Header()] = None,
 ) -> dict[str, Any]:
-    """Change the sets, the judge, the policy or the evaluation. Needs If-Match with the model's ETag. Where labels come
+    """Change the sets, the judge, the evaluators, the policy or the evaluation. Needs If-Match with the model's ETag. Where labels come
     from the sets, those of a new set are appended; none is ever taken away, so each keeps its number."""
     if if_match is None:
         raise Refused(
@@ -217,6 +224,11 @@ def _changes(lethe: Deployment, model: Model, body: ModelPatch) -> dict[str, Any
         changes["policy"] = check_policy(model.family, policy)
     if body.evaluation is not None:
         changes["evaluation"] = check_evaluation(model.family, body.evaluation)
+    if "evaluators" in sent or "evaluation" in changes:  # those that stay must fit the new settings, too
+        named = (body.evaluators or {}) if "evaluators" in sent else model.evaluators
+        settings = changes.get("evaluation", model.evaluation)
+        found = resolve_evaluators(lethe, model.family, named, settings)
+        changes |= {"evaluators": found} if "evaluators" in sent else {}
     if not changes:
         raise Refused("empty-change", "body", "It changes nothing.", "Name a field to change.")
     return changes
@@ -247,6 +259,7 @@ def _out(model: Model, head: int) -> dict[str, Any]:
         "retain": model.retain_id,
         "test": model.test_id,
         "judge": model.judge_id,
+        "evaluators": model.evaluators,
         "policy": model.policy,
         "evaluation": model.evaluation,
         "warnings": policy_warnings(model.family, model.policy, model.evaluation),

@@ -6,20 +6,25 @@ a wrong recipe before any GPU is touched; a test ties every bound and default to
 """
 
 from app.catalog.attacks import ATTACKS
+from app.catalog.evaluators import BACKBONES, EVALUATORS
 from app.catalog.families import CLASSIFIER, FAMILIES
 from app.catalog.intervals import LEVEL, n_needed, wilson
 from app.catalog.methods import METHODS
 from app.catalog.metrics import METRICS
-from app.catalog.types import Attack, Family, Files, Method, Metric, Parameter, Threshold
+from app.catalog.types import Attack, Backbone, Evaluator, Family, Files, Method, Metric, Parameter, Threshold
 
 __all__ = [
     "ATTACKS",
+    "BACKBONES",
     "CLASSIFIER",
+    "EVALUATORS",
     "FAMILIES",
     "LEVEL",
     "METHODS",
     "METRICS",
     "Attack",
+    "Backbone",
+    "Evaluator",
     "Family",
     "Files",
     "Method",

@@ -19,6 +19,7 @@ from worker.answers import required
 from worker.families import Samples
 from worker.judge import Judge, as_pictures
 from worker.metrics import ReconstructionAnswers
+from worker.panel import ALONE, Panel
 
 CHUNK = 64  # images restored at once
 SEEDS_APART = 1_000_003  # so that two evaluation seeds share no image's noise
@@ -42,6 +43,7 @@ def ask(
     progress: Callable[[int, int], None],
     base: nn.Module | None = None,
     answered: AnswerSet | None = None,
+    panel: Panel = ALONE,
 ) -> ReconstructionAnswers:
     if judge is None:
         raise JobError("judge_missing", "Restored images are measured by a judge: register one with the model.")
@@ -123,7 +125,7 @@ def features(judge: Judge, images: np.ndarray) -> np.ndarray:
     """The judge's, (n, d); its own d also where there is no image."""
     if len(images) == 0:
         return features(judge, np.zeros((1, *images.shape[1:]), np.uint8))[:0]
-    return np.concatenate([judge(images[at : at + CHUNK])[1] for at in range(0, len(images), CHUNK)])
+    return np.concatenate([judge(images[at : at + CHUNK]).features for at in range(0, len(images), CHUNK)])
 
 
 def rows(restored: Restored) -> np.ndarray:
