@@ -47,7 +47,23 @@ def register(
     for side, path in result["answers"].items():
         keep_answers(blobs, keyring, specification.message["answers"][side], Path(path))
     passed = result["report"]["verdict"] == "passed"
-    checkpoint = checkpoints.Checkpoint(
+    checkpoint = version_of(lease, specification, result, names, sorted(pictures))
+    with store.write() as session:
+        details = {"verdict": result["report"]["verdict"]}
+        jobs.succeed(session, lease.job_id, lease.token, lease.worker, passed, details)
+        checkpoints.add(session, checkpoint, lease.worker)
+        if passed:
+            checkpoints.supersede_before(session, checkpoint, lease.worker)
+            tombstones.lay(session, lease.model_id, lease.request_id, specification.fingerprints)
+        checkpoints.keep_answers(session, answers)  # the new version's, and any that was superseded meanwhile: it goes
+        intents.fulfil(session, [*names.values(), *pictures.values(), *own])
+
+
+def version_of(
+    lease: Lease, specification: Specification, result: dict[str, Any], names: dict[str, str], pictures: list[str]
+) -> checkpoints.Checkpoint:
+    passed = result["report"]["verdict"] == "passed"
+    return checkpoints.Checkpoint(
         id=specification.checkpoint_id,
         model_id=lease.model_id,
         parent_id=specification.parent_id,
@@ -58,17 +74,8 @@ def register(
         manifest=names["manifest"],
         digest=result["digest"],
         changes=result["changes"],
-        report={**result["report"], "left_out": specification.left_out, "pictures": sorted(pictures)},
+        report={**result["report"], "left_out": specification.left_out, "pictures": pictures},
     )
-    with store.write() as session:
-        details = {"verdict": result["report"]["verdict"]}
-        jobs.succeed(session, lease.job_id, lease.token, lease.worker, passed, details)
-        checkpoints.add(session, checkpoint, lease.worker)
-        if passed:
-            checkpoints.supersede_before(session, checkpoint, lease.worker)
-            tombstones.lay(session, lease.model_id, lease.request_id, specification.fingerprints)
-        checkpoints.keep_answers(session, answers)  # the new version's, and any that was superseded meanwhile: it goes
-        intents.fulfil(session, [*names.values(), *pictures.values(), *own])
 
 
 def keep_answers(blobs: LocalBlobs, keyring: Keyring, place: dict[str, str], path: Path) -> None:

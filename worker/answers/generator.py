@@ -45,47 +45,47 @@ def ask(
 ) -> GeneratorAnswers:
     """One network's images, judged. With `base`, it is also asked with the base's label rows put back; where they are the
     base's anyway, it has answered that already."""
-    label_count = family.label_count(network)
-    if judge is None:
-        raise JobError("judge_missing", "A generator is measured by a judge: register one with the model.")
-    if judge.label_count() != label_count:
-        raise JobError("judge_mismatch", f"The judge knows {judge.label_count()} labels, the model {label_count}.")
-    forget, test = required(sets, "forget"), sets["test"]
-    forgotten = labels_of(network, forget.y).unique().cpu()
-    wanted, generic = questions(label_count, forgotten, settings), empty_prompts(network, settings)
-    answers, again = answered or AnswerSet(), AnswerSet()
-    lacking = lacks(answers, wanted | generic)
-    restored = {
-        label: wanted[label] for label in forgotten.tolist() if base is not None and family.label_tables(network)
-    }
+    judge = checked(judge, family.label_count(network))
+    forgotten = labels_of(network, required(sets, "forget").y).unique().cpu()
+    wanted, generic = questions(family.label_count(network), forgotten, settings), empty_prompts(network, settings)
+    gone = {label: wanted[label] for label in forgotten.tolist()}
     moved = base is not None and rows_moved(family, network, base, forgotten)
-    to_restore = lacks(again, restored if moved else {})
+    answers = answered or AnswerSet()
+    restored = AnswerSet() if moved else answers
+    lacking = lacks(answers, wanted | generic)
     answers.drawn = len(lacking[0])
     answers.reused = sum((wanted | generic).values()) - answers.drawn
-    total = answers.drawn + len(to_restore[0])
+    total = answers.drawn + (sum(gone.values()) if moved else 0)
     draw(family, network, answers, *lacking, settings, judge, lambda done: progress(done, total))
     if base is not None and moved:
         with rows_put_back(family, network, base, forgotten):
-            draw(
-                family, network, again, *to_restore, settings, judge, lambda done: progress(answers.drawn + done, total)
-            )
+            rest = lacks(restored, gone)
+            draw(family, network, restored, *rest, settings, judge, lambda done: progress(answers.drawn + done, total))
     if total == 0:
         progress(1, 1)
-    features = answers.first(wanted, "features")
+    features, none, test = answers.first(wanted, "features"), np.zeros(0, dtype=np.int64), sets["test"]
     return GeneratorAnswers(
-        forget_labels=tuple(forgotten.tolist()),
+        forget_labels=tuple(gone),
         asked=np.repeat(list(wanted), list(wanted.values())),
         judged=judge.labels(answers.first(wanted, "outputs")),
         features=features,
-        restored=judge.labels((again if moved else answers).first(restored, "outputs"))
-        if restored
-        else np.zeros(0, dtype=np.int64),
+        restored=judge.labels(restored.first(gone, "outputs"))
+        if base is not None and family.label_tables(network)
+        else none,
         real_features=features[:0] if test is None else judge(as_pictures(test.x))[1],
-        real_labels=np.zeros(0, dtype=np.int64) if test is None else test.y.cpu().numpy(),
+        real_labels=none if test is None else test.y.cpu().numpy(),
         images=shown(answers, wanted),
         nearness=near_prompts(family, network, forgotten),
         generic=answers.first(generic, "features") if generic else features[:0],
     )
+
+
+def checked(judge: Judge | None, label_count: int) -> Judge:
+    if judge is None:
+        raise JobError("judge_missing", "A generator is measured by a judge: register one with the model.")
+    if judge.label_count() != label_count:
+        raise JobError("judge_mismatch", f"The judge knows {judge.label_count()} labels, the model {label_count}.")
+    return judge
 
 
 def questions(label_count: int, forgotten: Tensor, settings: Mapping[str, Any]) -> dict[int, int]:
