@@ -176,8 +176,8 @@ def test_cancel_frees_the_runner_and_draining_resumes(tmp_path: Path) -> None:
         running.client.call("POST", f"/v1/requests/{posted['id']}/cancel")
         assert running.client.wait(posted["id"])["status"] == "cancelled"
         until(lambda: running.runner("gpu") not in (None, runner), "a fresh runner")
-        until(lambda: not running.lethe.keyring.exists(forget), "the forget set's key is destroyed")
-        assert not running.lethe.keyring.exists(job_id) and not running.lethe.blobs.exists(f"datasets/{forget}/images")
+        until(lambda: not running.lethe.blobs.exists(f"datasets/{forget}/images"), "the forget set is deleted")
+        assert not running.lethe.keyring.exists(forget) and not running.lethe.keyring.exists(job_id)
     finally:
         running.stop()
 

@@ -59,49 +59,52 @@ def ask(
 ) -> GeneratorAnswers:
     """One network's images, judged. With `base`, it is also asked with the base's label rows put back; where they are the
     base's anyway, it has answered that already."""
-    label_count = family.label_count(network)
-    if judge is None:
-        raise JobError("judge_missing", "A generator is measured by a judge: register one with the model.")
-    if judge.label_count() != label_count:
-        raise JobError("judge_mismatch", f"The judge knows {judge.label_count()} labels, the model {label_count}.")
-    forget, test = required(sets, "forget"), sets["test"]
-    forgotten = labels_of(network, forget.y).unique().cpu()
-    wanted, generic = questions(label_count, forgotten, settings), empty_prompts(network, settings)
-    answers, again = answered or AnswerSet(), AnswerSet()
-    lacking = lacks(answers, wanted | generic)
-    restored = {
-        label: wanted[label] for label in forgotten.tolist() if base is not None and family.label_tables(network)
-    }
+    judge = checked(judge, family.label_count(network))
+    forgotten = labels_of(network, required(sets, "forget").y).unique().cpu()
+    wanted, generic = questions(family.label_count(network), forgotten, settings), empty_prompts(network, settings)
+    gone = {label: wanted[label] for label in forgotten.tolist()}
     moved = base is not None and rows_moved(family, network, base, forgotten)
-    to_restore = lacks(again, restored if moved else {})
+    answers = answered or AnswerSet()
+    restored = AnswerSet() if moved else answers
+    lacking = lacks(answers, wanted | generic)
     answers.drawn = len(lacking[0])
     answers.reused = sum((wanted | generic).values()) - answers.drawn
-    total = answers.drawn + len(to_restore[0])
+    total = answers.drawn + (sum(gone.values()) if moved else 0)
     draw(family, network, answers, *lacking, settings, judge, panel, lambda done: progress(done, total))
     if base is not None and moved:
         with rows_put_back(family, network, base, forgotten):
             further = partial(_after, progress, answers.drawn, total)
-            draw(family, network, again, *to_restore, settings, judge, ALONE, further)
+            draw(family, network, restored, *lacks(restored, gone), settings, judge, ALONE, further)
     if total == 0:
         progress(1, 1)
-    seen = judged_of(judge, answers, wanted)
+    seen, test = judged_of(judge, answers, wanted), sets["test"]
     others: dict[str, Any] = {name: answers.first(wanted, name) for name in answers.names() - OWN}
     return GeneratorAnswers(
-        forget_labels=tuple(forgotten.tolist()),
+        forget_labels=tuple(gone),
         asked=np.repeat(list(wanted), list(wanted.values())),
         judged=seen.labels,
         features=seen.features,
         probabilities=seen.probabilities,
         forced=seen.forced,
-        restored=judged_of(judge, again if moved else answers, restored).labels if restored else seen.labels[:0],
+        restored=judged_of(judge, restored, gone).labels
+        if base is not None and family.label_tables(network)
+        else seen.labels[:0],
         real_features=seen.features[:0] if test is None else judge(as_pictures(test.x)).features,
         **({} if test is None else panel.look_at_real(as_pictures(test.x))),
-        real_labels=np.zeros(0, dtype=np.int64) if test is None else test.y.cpu().numpy(),
+        real_labels=seen.labels[:0] if test is None else test.y.cpu().numpy(),
         images=shown(answers, wanted),
         nearness=near_prompts(family, network, forgotten),
         generic=answers.first(generic, "features") if generic else seen.features[:0],
         **others,
     )
+
+
+def checked(judge: Judge | None, label_count: int) -> Judge:
+    if judge is None:
+        raise JobError("judge_missing", "A generator is measured by a judge: register one with the model.")
+    if judge.label_count() != label_count:
+        raise JobError("judge_mismatch", f"The judge knows {judge.label_count()} labels, the model {label_count}.")
+    return judge
 
 
 def questions(label_count: int, forgotten: Tensor, settings: Mapping[str, Any]) -> dict[int, int]:
