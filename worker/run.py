@@ -41,7 +41,7 @@ def run(specification: dict[str, Any], warm: Warm, tell: Tell, stop: Callable[[]
     tell("stage", {"stage": "evaluating"})
     report = evaluate.evaluate(specification, material, network, trace, seconds, Progress(tell, stop))
 
-    return pack(specification, material, network, blobs, report)
+    return {**pack(specification, material, network, blobs, report), "unlearning_seconds": round(seconds, 3)}
 
 
 def unlearn(

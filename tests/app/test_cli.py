@@ -114,10 +114,11 @@ def test_from_upload_to_request_and_back(world: World, tmp_path: Path) -> None:
     assert (model["name"], model["head"]) == ("cli", 1)
     assert "cli" in [each["name"] for each in answer("models", "list")]
     assert "cli" in lethe("models", "list").stdout
-    made = answer("request", "cli", "--sample", "0/0", "--sample", "1/2", "--concept", "two", "--set", "mask_fraction=0.25",
+    made = answer("request", "cli", "--sample", "0/0", "--sample", "1/2", "--concept", "two", "--method", "salun", "--set", "mask_fraction=0.25",
                   "--set", "optimizer=adam", "--set", "soft=true", "--seed", "3", "--external-id", "case-1")  # fmt: skip
     assert (made["status"], made["forget_count"], made["seed"], made["external_id"]) == ("queued", 2, 3, "case-1")
-    assert (made["recipe"]["mask_fraction"], made["recipe"]["optimizer"], made["recipe"]["soft"]) == (
+    (recipe,) = (rung["recipe"] for rung in made["ladder"])
+    assert (recipe["mask_fraction"], recipe["optimizer"], recipe["soft"]) == (
         0.25,
         "adam",
         True,
@@ -150,7 +151,7 @@ def test_a_concept_alone_selects_and_is_previewed(
 
 
 def test_watching_a_request_that_fails_exits_with_one(world: World) -> None:
-    made = answer("request", "digits", "--class-label", "2")
+    made = answer("request", "digits", "--class-label", "2", "--method", "salun")
     fail(world, made)
     watched = answer("watch", made["id"], status=1)
     assert (watched["status"], watched["reason"]) == ("failed", "out_of_memory")
