@@ -158,6 +158,34 @@ def test_watching_a_request_that_fails_exits_with_one(world: World) -> None:
     assert "no version yet" in lethe("report", made["id"], status=1).stderr
 
 
+def test_the_rungs_of_a_ladder_are_shown(world: World, tmp_path: Path) -> None:
+    made = answer("request", "digits", "--class-label", "3")
+    with world.lethe.store.write() as session:
+        jobs.of_request(session, made["id"])[-1].deadline = -1.0
+    with world.lethe.store.write() as session:
+        job = jobs.claim(session, "worker:test", 60.0)
+        assert job is not None and job.request_id == made["id"]
+        jobs.write_as_holder(session, job.id, job.lease_token, unlearning_seconds=1.25)
+        jobs.succeed(session, job.id, job.lease_token, "worker:test", False, {})
+    earlier = {
+        "method": "slug",
+        "version": None,
+        "verdict": None,
+        "error": "out_of_memory",
+        "unlearning_seconds": None,
+        "seconds": 4.0,
+    }
+    document = reports.of_a_generator(ladder={"rung": 1, "rungs": 3, "method": "salun", "earlier": [earlier]})
+    number, _ = add_version(world, tmp_path, report=document, request_id=made["id"], job_id=job.id)
+    assert "auto: salun, rung 2 of 3" in lethe("requests", "--model", "digits").stdout
+    shown = lethe("report", made["id"]).stdout
+    for part in ("1 of 3", "slug", "passed", str(number), "1.25", "2 of 3", "rung 2 of 3 of the ladder: salun",
+                 "before it slug: out_of_memory, 4.00 s in all"):  # fmt: skip
+        assert part in shown, part
+    assert answer("report", made["id"]) == document
+    lethe("cancel", made["id"])
+
+
 def test_pull_takes_the_head_or_a_version(world: World, tmp_path: Path) -> None:
     number, directory = add_version(world, tmp_path)
     pulled = answer("pull", "digits", str(tmp_path / "head"))

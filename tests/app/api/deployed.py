@@ -110,6 +110,7 @@ def add_version(
     supersede: bool = False,
     report: dict[str, Any] | None = None,
     request_id: str | None = None,
+    job_id: str | None = None,
 ) -> tuple[int, Path]:
     """Another version of `digits`, stored as a worker stores it. Its number, and the directory that was packed."""
     number = next(_numbers)
@@ -119,7 +120,8 @@ def add_version(
         model = models.find(session, "digits")
         assert model is not None
         parent = checkpoints.head(session, model.id)
-        job_id = jobs.of_request(session, request_id)[-1].id if request_id else None
+        if request_id and job_id is None:
+            job_id = jobs.of_request(session, request_id)[-1].id
     with lethe.blobs.open(parent.manifest) as file:
         before = weights.decode(file.read())
     manifest = weights.pack_delta(before, lethe.blobs, directory, pack, names["pack"])
