@@ -39,11 +39,8 @@ def check_ladder(family: str, ladder: Sequence[Mapping[str, Any]]) -> Ladder:
         field = f"ladder[{position}]"
         rung = {"method": each["method"], "recipe": resolve_recipe(family, each["method"], each["recipe"], f"{field}.")}
         if rung in rungs:
-            rule, remedy = (
-                "An earlier rung is the same and would have passed.",
-                "Change a hyper-parameter, or leave it out.",
-            )
-            raise Refused("repeated-rung", field, rule, remedy)
+            remedy = "Change a hyper-parameter, or leave it out."
+            raise Refused("repeated-rung", field, "An earlier rung is the same: this one would miss, too.", remedy)
         rungs.append(rung)
     return rungs
 

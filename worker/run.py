@@ -25,7 +25,7 @@ from worker.progress import Progress, ResumableProgress, Tell
 
 
 def run(specification: dict[str, Any], warm: Warm, tell: Tell, stop: Callable[[], str | None]) -> dict[str, Any]:
-    """Returns what the supervisor registers: paths in scratch, digest, changes and the report."""
+    """Returns what the supervisor registers: paths in scratch, digest, changes, the report and the seconds."""
     device = prepare_torch(specification)
     blobs = LocalBlobs(Path(specification["blob_root"]))
 

@@ -252,10 +252,9 @@ def cancel_request(request_id: str, response: Response, lethe: Lethe, key: Poste
     """Cancel: at once while queued; a running job stops within seconds and its device is free. Ended requests: 409."""
     found = _find(lethe, request_id, key)
     with lethe.store.write() as session:
-        job = jobs.of_request(session, found.id)[-1]
-        if job.status not in (jobs.Status.QUEUED, jobs.Status.RUNNING):
+        job = jobs.ask_newest_to_cancel(session, found.id, key.actor)
+        if job is None:
             raise Conflict("The request has ended.", code="illegal-transition")
-        job = jobs.ask_to_cancel(session, job.id, key.actor)
         if job.status == jobs.Status.RUNNING:
             history.write(session, key.actor, "job.cancel_asked", job.id, found.id)
     if job.status == jobs.Status.CANCELLED:

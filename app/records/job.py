@@ -248,6 +248,16 @@ def ask_to_cancel(session: Session, job_id: str, actor: str) -> Job:
     return session.get_one(Job, job_id, populate_existing=True)
 
 
+def ask_newest_to_cancel(session: Session, request_id: str, actor: str) -> Job | None:
+    """Of a request's jobs, the one that waits or runs; None when the request has ended. A rung that ends in this moment has a
+    successor, which is asked instead."""
+    while (job := of_request(session, request_id)[-1]).status in (Status.QUEUED, Status.RUNNING):
+        job = ask_to_cancel(session, job.id, actor)
+        if job.status == Status.CANCELLED or job.cancel_requested:
+            return job
+    return None
+
+
 def of_request(session: Session, request_id: str) -> list[Job]:
     return of_requests(session, [request_id])
 

@@ -168,6 +168,30 @@ def test_who_asked_to_cancel_gets_no_further_rung(lethe: Deployment) -> None:
     assert (only.status, request.status) == ("succeeded", "cancelled")
 
 
+def test_a_cancel_that_meets_the_end_of_a_rung_is_not_lost(lethe: Deployment) -> None:
+    """Whichever commits first: the request ends as cancelled, and no rung is left to run."""
+    for _ in range(8):
+        first = add_job(lethe, add_model(lethe), rungs=2)
+        held, barrier = claim(lethe), threading.Barrier(2)
+        assert held is not None and held.id == first
+
+        def end(held: Job, barrier: threading.Barrier) -> None:
+            barrier.wait()
+            with lethe.store.write() as session:
+                jobs.succeed(session, held.id, held.lease_token, "worker:a", False, {})
+
+        thread = threading.Thread(target=end, args=(held, barrier))
+        thread.start()
+        barrier.wait()
+        with lethe.store.write() as session:
+            assert jobs.ask_newest_to_cancel(session, held.request_id, "key:x") is not None
+        thread.join()
+        request, tried = climb(lethe, first)
+        assert request.status == "cancelled" and {job.status for job in tried} <= {"succeeded", "cancelled"}
+    with lethe.store.write() as session:
+        assert jobs.ask_newest_to_cancel(session, request.id, "key:x") is None
+
+
 def test_a_rung_that_waits_is_cancelled_at_once(lethe: Deployment) -> None:
     first = add_job(lethe, add_model(lethe), rungs=2)
     work(lethe)
