@@ -19,7 +19,7 @@ from app.alias_commands import alias, rollback
 from app.catalog_view import catalogue
 from app.client import DEFAULT_URL, Damaged, Lethe, Problem
 from app.deployment import deploy
-from app.display import Watcher, console, json_option, show_comparison, show_report
+from app.display import Watcher, console, json_option, show_comparison, show_report, show_rungs
 from app.embedded import run_embedded, wait_for_dependencies, worker_command
 from app.override_command import override
 from app.records import api_key as api_keys
@@ -198,8 +198,10 @@ def upload(source: Path, role: str, name: str | None, as_json: bool) -> None:
 @click.option("--class-label", help="A label of the model.")
 @click.option("--dataset", help="Id of an uploaded forget set.")
 @click.option("--sample", "samples", multiple=True, help="Id of a sample of the train set; repeat.")
-@click.option("--method", default="salun", show_default=True)
-@click.option("--set", "settings_", multiple=True, metavar="NAME=VALUE", help="A hyper-parameter; repeat.")
+@click.option("--method", default="auto", show_default=True, help="auto climbs the model's ladder, cheapest first.")
+@click.option(
+    "--set", "settings_", multiple=True, metavar="NAME=VALUE", help="A hyper-parameter of a named method; repeat."
+)
 @click.option("--generate-forget", type=int, help="Images to make of the concept, when no registered set has any.")
 @click.option("--generate-retain", type=int, help="Images to make of what to keep, when the model has no retain set.")
 @click.option("--seed", default=0)
@@ -268,8 +270,16 @@ def list_requests(status: str | None, model: str | None, as_json: bool) -> None:
         made = ", generated" if each["forget_source"] == "generated" else ""
         forgets = f"{each['forget_count']} by {each['forget_kind']}{made}"
         version = "" if each["checkpoint"] is None else str(each["checkpoint"])
-        table.add_row(each["id"], each["status"], each["model"], each["method"], forgets, version, each["due_at"][:10])
+        table.add_row(each["id"], each["status"], each["model"], _tried(each), forgets, version, each["due_at"][:10])
     console.print(table)
+
+
+def _tried(request: dict[str, Any]) -> str:
+    """The method; with auto also the rung that was reached."""
+    if request["method"] != "auto":
+        return str(request["method"])
+    reached = request["jobs"][-1]
+    return f"auto: {reached['method']}, rung {reached['rung'] + 1} of {len(request['ladder'])}"
 
 
 @main.command()
@@ -282,7 +292,8 @@ def report(version: str, html: Path | None, as_json: bool) -> None:
     """What was measured: before, after, interval, target, threshold, n, verdict. Of a request, or of a version by its
     number, head (the default) or an alias."""
     with Lethe() as lethe:
-        model, number = _version(lethe, version)
+        request = _request(lethe, version)
+        model, number = _version(request, version)
         if html is not None:
             html.write_bytes(lethe.report_page(model, number))
             click.echo(json.dumps({"path": str(html)}) if as_json else f"The report is in {html}")
@@ -290,8 +301,10 @@ def report(version: str, html: Path | None, as_json: bool) -> None:
         document = lethe.report(model, number)
     if as_json:
         click.echo(json.dumps(document, indent=2))
-    else:
-        show_report(console, document)
+        return
+    if request is not None and len(request["jobs"]) > 1:
+        show_rungs(console, request)
+    show_report(console, document)
 
 
 @main.command()
@@ -301,22 +314,29 @@ def report(version: str, html: Path | None, as_json: bool) -> None:
 def compare(one: str, other: str, as_json: bool) -> None:
     """Two versions' reports side by side: values, intervals, the difference, and which rule each met."""
     with Lethe() as lethe:
-        found = lethe.compare(_version(lethe, one), _version(lethe, other))
+        found = lethe.compare(*(_version(_request(lethe, each), each) for each in (one, other)))
     if as_json:
         click.echo(json.dumps(found, indent=2))
     else:
         show_comparison(console, found)
 
 
-def _version(lethe: Lethe, named: str) -> tuple[str, int | str]:
-    """Model and version of a request's checkpoint, or of MODEL[:VERSION]."""
+def _request(lethe: Lethe, named: str) -> dict[str, Any] | None:
+    """The request, where one is named."""
     if not re.fullmatch(r"req_[0-9a-f]{28}", named):
+        return None
+    found: dict[str, Any] = lethe.call("GET", f"/v1/requests/{named}")
+    return found
+
+
+def _version(request: dict[str, Any] | None, named: str) -> tuple[str, int | str]:
+    """Model and version of a request's newest checkpoint, or of MODEL[:VERSION]."""
+    if request is None:
         model, _, number = named.partition(":")
         return model, number or "head"
-    found = lethe.call("GET", f"/v1/requests/{named}")
-    if found["checkpoint"] is None:
-        raise click.ClickException(f"The request is {found['status']} and has no version yet.")
-    return found["model"], found["checkpoint"]
+    if request["checkpoint"] is None:
+        raise click.ClickException(f"The request is {request['status']} and has no version yet.")
+    return request["model"], request["checkpoint"]
 
 
 @main.command()
@@ -374,6 +394,8 @@ def _watch(lethe: Lethe, request_id: str, as_json: bool) -> None:
     click.echo(
         json.dumps(done, indent=2) if as_json else f"{done['id']} {done['status']} {done['reason'] or ''}".strip()
     )
+    if len(done["jobs"]) > 1 and not as_json:
+        show_rungs(console, done)
     if done["status"] == "evaluation_failed" and not as_json:
         show_report(console, lethe.report(done["model"], done["checkpoint"]))
         why = {"broken_promise": "what an earlier request forgot has come back"}

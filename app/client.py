@@ -84,7 +84,7 @@ class Lethe:
         return answer
 
     def register_model(self, source: Path, name: str, family: str, **options: Any) -> dict[str, Any]:
-        """Upload a model directory and register it. Options: train, retain, test, judge, policy, evaluation."""
+        """Upload a model directory and register it. Options: train, retain, test, judge, policy, evaluation, ladder."""
         with _archive(source) as body:
             upload = self.call("POST", "/v1/uploads", content=_pieces(body), headers=ARCHIVE, timeout=PATIENT)
         given = {key: value for key, value in options.items() if value is not None}
@@ -94,7 +94,7 @@ class Lethe:
 
     def request(self, model: str, forget: dict[str, Any] | None = None, **options: Any) -> dict[str, Any]:
         """Post a deletion request; without `forget`, the option concept alone says what to forget. Further options:
-        method, recipe, generate, seed, reference, external_id, due_at, ..."""
+        method (auto), recipe, generate, seed, reference, external_id, due_at, ..."""
         given = {key: value for key, value in {**options, "forget": forget}.items() if value is not None}
         answer: dict[str, Any] = self.call("POST", "/v1/requests", json={"model": model, **given})
         return answer
@@ -108,14 +108,15 @@ class Lethe:
     def wait(
         self, request_id: str, on_event: Callable[[dict[str, Any]], None] = lambda event: None, poll: float = 0.3
     ) -> dict[str, Any]:
-        """Follow a request to its end, handing each event of its newest job to `on_event`."""
-        seen: dict[str, int] = {}
+        """Follow a request to its end, handing each event of its jobs to `on_event`, one job after the other."""
+        told, seen = 0, 0  # jobs whose events were all handed over; of the next one, the number of the last event
         while True:
             request: dict[str, Any] = self.call("GET", f"/v1/requests/{request_id}")
-            job = request["jobs"][-1]["id"]
-            for event in self.pages(f"/v1/jobs/{job}/events", after=str(seen.get(job, 0))):
-                seen[job] = event["seq"]
-                on_event(event)
+            for number, job in enumerate(request["jobs"][told:], start=told):
+                told, seen = number, seen if number == told else 0
+                for event in self.pages(f"/v1/jobs/{job['id']}/events", after=str(seen)):
+                    seen = event["seq"]
+                    on_event(event)
             if request["status"] in ENDED:
                 return request
             time.sleep(poll)

@@ -21,7 +21,7 @@ from app.privacy.imagefolder import read_imagefolder
 from app.privacy.images import ImageLimits, index_of, write_set
 from app.privacy.sealing import fingerprint, seal
 from app.privacy.selection import label_map
-from app.recipe import check_evaluation, check_policy
+from app.recipe import check_evaluation, check_ladder, check_policy
 from app.records import checkpoint as checkpoints
 from app.records import dataset as datasets
 from app.records import intent as intents
@@ -52,6 +52,7 @@ class NewModel:
     judge: str | None
     policy: dict[str, list[dict[str, Any]]]
     evaluation: dict[str, Any]
+    ladder: list[dict[str, Any]] | None
 
 
 def check_name(lethe: Deployment, role: Role, name: str | None) -> None:
@@ -114,6 +115,7 @@ def register_model(lethe: Deployment, new: NewModel, actor: str) -> str:
             "unknown-family", "family", "There is no such family.", f"Choose one of {', '.join(catalog.FAMILIES)}."
         )
     policy, evaluation = check_policy(new.family, new.policy), check_evaluation(new.family, new.evaluation)
+    ladder = None if new.ladder is None else check_ladder(new.family, new.ladder)
     with lethe.store.read() as session:
         if models.find(session, new.name):
             raise _taken()
@@ -127,6 +129,7 @@ def register_model(lethe: Deployment, new: NewModel, actor: str) -> str:
             family=new.family,
             policy=policy,
             evaluation=evaluation,
+            ladder=ladder,
             created_by=actor,
             **columns,
         )

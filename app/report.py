@@ -150,6 +150,26 @@ class Asked(_Part):
     reused: int = Field(description="Images that an earlier report had drawn.")
 
 
+class EarlierRung(_Part):
+    """What was tried before on the ladder of `method: auto`, from the same request."""
+
+    method: str
+    version: int | None = Field(description="Number of the quarantined version; null where the rung failed before it.")
+    verdict: Literal["passed", "failed"] | None
+    error: str | None = Field(description="Why the rung failed, where it made no version.")
+    unlearning_seconds: float | None = Field(description="Of the method alone.")
+    seconds: float | None = Field(description="Of the whole job, in its last attempt.")
+
+
+class Ladder(_Part):
+    """Where this version stands on the ladder of `method: auto`."""
+
+    rung: int = Field(description="From 0.")
+    rungs: int
+    method: str
+    earlier: list[EarlierRung]
+
+
 class Report(_Part):
     """What was measured for one version, before and after, against a policy; and what was not tested."""
 
@@ -175,6 +195,9 @@ class Report(_Part):
     )
     trace: dict[str, Any] = Field(
         {}, description="What the method weighed and chose; its page in docs/methods says what."
+    )
+    ladder: Ladder | None = Field(
+        None, description="With method auto: which rung this is, and what earlier ones came to."
     )
     not_tested: list[str]
     pictures: list[str] = Field([], description="PNGs beside it; they need the scope requests:concept.")

@@ -80,6 +80,7 @@ def render(
         patches=[patch for patch in report.trace.get("patches") or [] if isinstance(patch, dict)],
         others=sorted({digest for each in report.figures for digest in each.evaluators} - {report.judge}),
         number=figures.number,
+        rung=lambda each: figures.rung(each.model_dump()),
     )  # fmt: skip
 
 

@@ -23,7 +23,7 @@ def test_fifty_requests_on_three_workers(tmp_path: Path, postgres_server: str, r
             running.add_classifier(tmp_path, name=f"model-{model}")
         posted = [
             running.client.request(
-                f"model-{number % MODELS}", {"samples": [f"{number % 4}/{number // MODELS % 6}"]}, recipe={"epochs": 1},
+                f"model-{number % MODELS}", {"samples": [f"{number % 4}/{number // MODELS % 6}"]}, method="salun", recipe={"epochs": 1},
                 due_at=f"2030-01-{28 - number // MODELS:02d}T00:00:00Z",
             )
             for number in range(MODELS * EACH)

@@ -1,15 +1,20 @@
 """Migrations: from empty to the records' own schema, on both databases, any number of times."""
 
+import json
+
 import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import inspect
+from sqlalchemy import inspect, select, text
 
 from app import migration
 from app.deployment import Deployment
 from app.records import Record
 from app.records import api_key as api_keys
+from app.records import job as jobs
+from app.records.request import Request
+from tests.app.records.test_job import add_job, add_model
 
 
 def test_the_migrated_schema_is_the_records_schema(lethe: Deployment) -> None:
@@ -40,7 +45,31 @@ def test_admin_keys_of_before_may_do_what_admins_may(lethe: Deployment) -> None:
         }
 
 
-@pytest.mark.parametrize("index", ["uq_jobs_one_running_per_model", "ix_jobs_claimable"])
+def test_requests_of_before_become_ladders_of_one_rung_and_go_back(lethe: Deployment) -> None:
+    config = migration._config()
+    first = add_job(lethe, add_model(lethe))
+    with lethe.store.write() as session:
+        request = session.scalars(select(Request)).one()
+        jobs.add(session, jobs.of_rung(request, 0, 1))
+    with lethe.store.write() as session:
+        config.attributes["connection"] = session.connection()
+        command.downgrade(config, "0002")
+        (row,) = session.execute(text("SELECT method, recipe FROM requests")).all()
+        recipe = row.recipe if isinstance(row.recipe, dict) else json.loads(row.recipe)
+        assert (row.method, recipe) == ("salun", {"epochs": 1})
+    migration.upgrade(lethe.store)
+    with lethe.store.read() as session:
+        assert session.scalars(select(Request)).one().ladder == [{"method": "salun", "recipe": {"epochs": 1}}]
+        found = jobs.of_request(session, request.id)
+    assert [(job.method, job.recipe, job.rung, job.retry) for job in found] == [
+        ("salun", {"epochs": 1}, 0, retry) for retry in (0, 1)
+    ]
+    assert found[0].id == first
+
+
+@pytest.mark.parametrize(
+    "index", ["uq_jobs_request_id_retry_rung", "uq_jobs_one_running_per_model", "ix_jobs_claimable"]
+)
 def test_the_indexes_that_the_engine_leans_on_exist(lethe: Deployment, index: str) -> None:
     with lethe.store.read() as session:
         names = {each["name"] for each in inspect(session.connection()).get_indexes("jobs")}

@@ -25,7 +25,7 @@ from worker.progress import Progress, ResumableProgress, Tell
 
 
 def run(specification: dict[str, Any], warm: Warm, tell: Tell, stop: Callable[[], str | None]) -> dict[str, Any]:
-    """Returns what the supervisor registers: paths in scratch, digest, changes and the report."""
+    """Returns what the supervisor registers: paths in scratch, digest, changes, the report and the seconds."""
     device = prepare_torch(specification)
     blobs = LocalBlobs(Path(specification["blob_root"]))
 
@@ -44,7 +44,8 @@ def run(specification: dict[str, Any], warm: Warm, tell: Tell, stop: Callable[[]
 
     packed = pack(specification, material, network, blobs, report)
     passed = report.document["verdict"] == "passed"
-    return packed | {"answers": answer_set.seal_sets(specification, material, kept, packed["digest"], passed)}
+    answers = answer_set.seal_sets(specification, material, kept, packed["digest"], passed)
+    return packed | {"answers": answers, "unlearning_seconds": round(seconds, 3)}
 
 
 def unlearn(

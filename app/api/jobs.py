@@ -20,6 +20,9 @@ Reader = Annotated[ApiKey, Depends(need("requests:read"))]
 class JobOut(BaseModel):
     id: str
     request: str
+    method: str
+    recipe: dict[str, Any] = Field(description="Resolved: every hyper-parameter.")
+    rung: int = Field(description="Of the request's ladder, from 0.")
     status: jobs.Status
     stage: str | None = Field(description="loading, unlearning, evaluating or registering, while it runs.")
     progress: dict[str, Any] = Field(description="step, total and seconds_left of the stage.")
@@ -27,6 +30,7 @@ class JobOut(BaseModel):
     crashes: int
     cancel_requested: bool
     error: dict[str, Any] | None
+    unlearning_seconds: float | None = Field(description="Of the method alone, once it succeeded.")
     deadline: str
     created_at: str
     started_at: str | None
@@ -51,6 +55,9 @@ def get_job(job_id: str, response: Response, lethe: Lethe, key: Reader) -> dict[
     return {
         "id": job.id,
         "request": job.request_id,
+        "method": job.method,
+        "recipe": job.recipe,
+        "rung": job.rung,
         "status": job.status,
         "stage": job.stage,
         "progress": job.progress,
@@ -58,6 +65,7 @@ def get_job(job_id: str, response: Response, lethe: Lethe, key: Reader) -> dict[
         "crashes": job.crashes,
         "cancel_requested": job.cancel_requested,
         "error": job.error,
+        "unlearning_seconds": job.unlearning_seconds,
         "deadline": moment(job.deadline),
         "created_at": moment(job.created_at),
         "started_at": moment(job.started_at),

@@ -13,7 +13,7 @@ from app.api.openapi import refusals
 from app.catalog.types import Rule
 from app.deployment import Deployment
 from app.errors import NotFound, PreconditionFailed, Refused
-from app.recipe import check_evaluation, check_policy, policy_warnings
+from app.recipe import check_evaluation, check_ladder, check_policy, policy_warnings
 from app.records import checkpoint as checkpoints
 from app.records import model as models
 from app.records.api_key import ApiKey
@@ -38,6 +38,15 @@ class ThresholdIn(BaseModel):
         "times_before_at_least, times_before_at_most: the value divided by the base's."
     )
     value: float = Field(strict=True, allow_inf_nan=False)
+
+
+class RungIn(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    method: str = Field(description="See GET /v1/catalog.")
+    recipe: dict[str, Any] = Field({}, description="Hyper-parameters; the family's defaults for the rest.")
+
+
+Rungs = Annotated[list[RungIn], Field(min_length=1, max_length=8)]
 
 
 class Source(BaseModel):
@@ -65,11 +74,14 @@ class ModelIn(BaseModel):
         description="How outputs are produced for the report; else the family's defaults. `attacks` names the attacks that "
         'run on every request, each with its parameters: {"relearning": {"steps": 20}}; see GET /v1/catalog.',
     )
+    ladder: Rungs | None = Field(
+        None, description="What `method: auto` tries, cheapest first; else the family's default by kind of forgetting."
+    )
 
 
 class ModelPatch(BaseModel):
     model_config = ConfigDict(extra="forbid")
-    """Only what is named changes; null takes a set or the judge away."""
+    """Only what is named changes; null takes a set or the judge away, and the ladder back to the family's default."""
 
     train: Text | None = None
     retain: Text | None = None
@@ -81,6 +93,7 @@ class ModelPatch(BaseModel):
     evaluation: dict[str, Any] | None = Field(
         None, description="Settings it does not name go back to the family's defaults, and attacks to none."
     )
+    ladder: Rungs | None = Field(None, description="For later requests and retries; the running ones keep theirs.")
 
 
 class Warned(BaseModel):
@@ -106,6 +119,9 @@ class ModelOut(BaseModel):
     judge: str | None
     policy: dict[str, Any]
     evaluation: dict[str, Any]
+    ladder: list[dict[str, Any]] | None = Field(
+        description="Of `method: auto`: method and resolved recipe of each rung. Null: the family's default, see GET /v1/catalog."
+    )
     warnings: list[Warned] = Field(description="Rules on a share that `evaluation` has too few images for.")
     head: int = Field(description="Number of the newest released checkpoint: the parent of the next version.")
     created_at: str
@@ -144,6 +160,7 @@ def register(body: ModelIn, response: Response, lethe: Lethe, key: Writer) -> di
         judge=body.judge,
         policy=policy,
         evaluation=body.evaluation,
+        ladder=None if body.ladder is None else [rung.model_dump() for rung in body.ladder],
     )
     model_id = register_model(lethe, new, key.actor)
     response.headers["Location"] = f"/v1/models/{body.name}"
@@ -177,7 +194,7 @@ def change_model(
     key: Writer,
     if_match: Annotated[str | None, Header()] = None,
 ) -> dict[str, Any]:
-    """Change the sets, the judge, the policy or the evaluation. Needs If-Match with the model's ETag. Where labels come
+    """Change the sets, the judge, the policy, the evaluation or the ladder. Needs If-Match with the model's ETag. Where labels come
     from the sets, those of a new set are appended; none is ever taken away, so each keeps its number."""
     if if_match is None:
         raise Refused(
@@ -217,6 +234,9 @@ def _changes(lethe: Deployment, model: Model, body: ModelPatch) -> dict[str, Any
         changes["policy"] = check_policy(model.family, policy)
     if body.evaluation is not None:
         changes["evaluation"] = check_evaluation(model.family, body.evaluation)
+    if "ladder" in sent:
+        rungs = None if body.ladder is None else [rung.model_dump() for rung in body.ladder]
+        changes["ladder"] = None if rungs is None else check_ladder(model.family, rungs)
     if not changes:
         raise Refused("empty-change", "body", "It changes nothing.", "Name a field to change.")
     return changes
@@ -249,6 +269,7 @@ def _out(model: Model, head: int) -> dict[str, Any]:
         "judge": model.judge_id,
         "policy": model.policy,
         "evaluation": model.evaluation,
+        "ladder": model.ladder,
         "warnings": policy_warnings(model.family, model.policy, model.evaluation),
         "head": head,
         "created_at": moment(model.created_at),

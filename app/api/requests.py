@@ -85,8 +85,13 @@ class RequestIn(BaseModel):
     generate: Generate = Field(
         Generate(), description="For generators only: what to make where no registered set has any."
     )
-    method: str = Field("salun", description="See GET /v1/catalog.")
-    recipe: dict[str, Any] = Field({}, description="Hyper-parameters; the family's defaults for the rest.")
+    method: str = Field(
+        "auto",
+        description="auto climbs the model's ladder, cheapest first, until a rung meets the policy; or a method of GET /v1/catalog.",
+    )
+    recipe: dict[str, Any] = Field(
+        {}, description="Hyper-parameters of a named method; the family's defaults for the rest. auto takes none."
+    )
     seed: int = Field(
         0, ge=0, lt=2**53, strict=True, description="Of every random choice: equal seeds give equal weights."
     )
@@ -114,17 +119,32 @@ class RequestIn(BaseModel):
         return self
 
 
+class Rung(BaseModel):
+    method: str
+    recipe: dict[str, Any] = Field(description="Resolved: every hyper-parameter.")
+
+
 class JobBrief(BaseModel):
+    """One rung of the ladder, in one climb of it: what ran, what came of it, and what it cost."""
+
     id: str
+    method: str
+    rung: int = Field(description="Of `ladder`, from 0.")
+    retry: int = Field(description="How often the request had been retried before.")
     status: jobs.Status
     stage: str | None
+    error: str | None = Field(description="A code: why it failed.")
+    verdict: Literal["passed", "failed"] | None = Field(description="Of the policy, once it was measured.")
+    version: int | None = Field(description="Number of the version that it made; missed the policy: in quarantine.")
+    unlearning_seconds: float | None = Field(description="Of the method alone.")
+    seconds: float | None = Field(description="Of the whole job, in its last attempt.")
 
 
 class RequestOut(BaseModel):
     id: str
     status: Status
     reason: str | None = Field(
-        description="A code, where the status needs one: worker_lost, threshold_missed, broken_promise, overridden, rolled_back, ..."
+        description="A code, where the status needs one: worker_lost, threshold_missed, broken_promise, next_rung, overridden, ..."
     )
     model: str
     external_id: str | None
@@ -134,12 +154,12 @@ class RequestOut(BaseModel):
     forget_source: Source = Field(
         description="Where they come from: an uploaded set, a registered one, or the base model, when the job runs."
     )
-    method: str
-    recipe: dict[str, Any] = Field(description="Resolved: every hyper-parameter.")
+    method: str = Field(description="As asked: auto, or a method's name.")
+    ladder: list[Rung] = Field(description="What runs, in this order, until a version meets the policy.")
     seed: int
     reference: str | None
-    jobs: list[JobBrief]
-    checkpoint: int | None = Field(description="Number of the version that this request made.")
+    jobs: list[JobBrief] = Field(description="Oldest first: one for each rung that was reached.")
+    checkpoint: int | None = Field(description="Number of the newest version that this request made.")
     requested_at: str
     due_at: str
     created_at: str
@@ -151,7 +171,10 @@ class RequestOut(BaseModel):
 def post_request(
     body: RequestIn, background: BackgroundTasks, response: Response, lethe: Lethe, key: Poster
 ) -> dict[str, Any]:
-    """Ask that a model forget. 202: the request is stored and queued; poll `Location`. Refusals store nothing."""
+    """Ask that a model forget. 202: the request is stored and queued; poll `Location`. Refusals store nothing.
+
+    With method auto each rung is a job of its own, from the model's head; the next one is queued when one misses the policy, or
+    fails by what it ran."""
     wish = Wish(
         model=body.model,
         concept=body.concept,
@@ -229,10 +252,9 @@ def cancel_request(request_id: str, response: Response, lethe: Lethe, key: Poste
     """Cancel: at once while queued; a running job stops within seconds and its device is free. Ended requests: 409."""
     found = _find(lethe, request_id, key)
     with lethe.store.write() as session:
-        job = jobs.of_request(session, found.id)[-1]
-        if job.status not in (jobs.Status.QUEUED, jobs.Status.RUNNING):
+        job = jobs.ask_newest_to_cancel(session, found.id, key.actor)
+        if job is None:
             raise Conflict("The request has ended.", code="illegal-transition")
-        job = jobs.ask_to_cancel(session, job.id, key.actor)
         if job.status == jobs.Status.RUNNING:
             history.write(session, key.actor, "job.cancel_asked", job.id, found.id)
     if job.status == jobs.Status.CANCELLED:
@@ -244,7 +266,8 @@ def cancel_request(request_id: str, response: Response, lethe: Lethe, key: Poste
 def retry_request(
     request_id: str, background: BackgroundTasks, response: Response, lethe: Lethe, key: Poster
 ) -> dict[str, Any]:
-    """Queue a failed request again, as a new job. 409 when it did not fail or its forget set was purged."""
+    """Queue a failed request again, as a new job: with method auto the first rung of the ladder that the model has now. 409
+    when it did not fail or its forget set was purged."""
     retry(lethe, _find(lethe, request_id, key), key.actor)
     background.add_task(ring, lethe.celery)
     return _accepted(lethe, request_id, response, key)
@@ -270,7 +293,7 @@ def _out(lethe: Deployment, request: requests.Request, key: ApiKey) -> dict[str,
 
 
 def _rows(lethe: Deployment, found: list[requests.Request]) -> list[dict[str, Any]]:
-    """Requests without their concepts, with what belongs to them, in five queries whatever their number."""
+    """Requests without their concepts, with what belongs to them, in six queries whatever their number."""
     ids = [request.id for request in found]
     with lethe.store.read() as session:
         names = models.names(
@@ -278,13 +301,30 @@ def _rows(lethe: Deployment, found: list[requests.Request]) -> list[dict[str, An
         )
         work = jobs.of_requests(session, ids)
         made = checkpoints.numbers_of_requests(session, ids)
+        measured = checkpoints.of_jobs(session, ids)
         uploaded = datasets.sealed(session, {each for request in found if (each := request.forget_dataset_id)})
     own: dict[str, list[dict[str, Any]]] = {request_id: [] for request_id in ids}
     for job in work:
-        own[job.request_id].append({"id": job.id, "status": job.status, "stage": job.stage})
+        own[job.request_id].append(_brief(job, *measured.get(job.id, (None, None))))
     return [
         _row(request, names, own[request.id], made.get(request.id), _source(request, uploaded)) for request in found
     ]
+
+
+def _brief(job: jobs.Job, version: int | None, verdict: str | None) -> dict[str, Any]:
+    return {
+        "id": job.id,
+        "method": job.method,
+        "rung": job.rung,
+        "retry": job.retry,
+        "status": job.status,
+        "stage": job.stage,
+        "error": job.error["code"] if job.error else None,
+        "verdict": verdict,
+        "version": version,
+        "unlearning_seconds": job.unlearning_seconds,
+        "seconds": job.seconds,
+    }
 
 
 def _source(request: requests.Request, uploaded: set[str]) -> Source:
@@ -307,7 +347,7 @@ def _row(
         "forget_count": request.forget_count,
         "forget_source": source,
         "method": request.method,
-        "recipe": request.recipe,
+        "ladder": request.ladder,
         "seed": request.seed,
         "reference": names.get(request.reference_id or ""),
         "jobs": work,

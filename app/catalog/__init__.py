@@ -1,4 +1,4 @@
-"""What may be requested: methods, families, metrics and attacks, with bounds, defaults and sources.
+"""What may be requested: methods, ladders of methods, families, metrics and attacks, with bounds, defaults and sources.
 
 The one name of a thing is its key here: it is also the module name under `worker/`, the value in the
 database, the word in the API and the id of its tests. Nothing here imports torch, so the server can refuse
@@ -8,14 +8,17 @@ a wrong recipe before any GPU is touched; a test ties every bound and default to
 from app.catalog.attacks import ATTACKS
 from app.catalog.families import CLASSIFIER, FAMILIES
 from app.catalog.intervals import LEVEL, n_needed, wilson
+from app.catalog.ladders import AUTO, LADDERS, Rung
 from app.catalog.methods import METHODS
 from app.catalog.metrics import METRICS
 from app.catalog.types import Attack, Family, Files, Method, Metric, Parameter, Threshold
 
 __all__ = [
     "ATTACKS",
+    "AUTO",
     "CLASSIFIER",
     "FAMILIES",
+    "LADDERS",
     "LEVEL",
     "METHODS",
     "METRICS",
@@ -25,6 +28,7 @@ __all__ = [
     "Method",
     "Metric",
     "Parameter",
+    "Rung",
     "Threshold",
     "n_needed",
     "wilson",

@@ -22,6 +22,7 @@ class Model(Record):
     judge_id: Mapped[str | None] = mapped_column(ForeignKey("models.id"))
     policy: Mapped[dict[str, Any]]  # kind of forgetting -> list of thresholds
     evaluation: Mapped[dict[str, Any]]
+    ladder: Mapped[list[Any] | None]  # of method auto: method and resolved recipe; None: the family's default
     created_by: Mapped[str]
     created_at: Mapped[float]
     revision: Mapped[int] = mapped_column(default=1)  # rises with every change; the ETag

@@ -322,7 +322,7 @@ RECIPES: dict[str, tuple[str, str, str]] = {
 @pytest.mark.parametrize("case", RECIPES)
 def test_recipes(world: World, case: str) -> None:
     recipe, code, field = RECIPES[case]
-    body = f'{{"model": "digits", "forget": {{"samples": ["0/0"]}}, "recipe": {recipe}}}'
+    body = f'{{"model": "digits", "method": "salun", "forget": {{"samples": ["0/0"]}}, "recipe": {recipe}}}'
     before = stored(world.lethe)
     answer = world.requester.post("/v1/requests", content=body, headers={"Content-Type": "application/json"})
     problem = refused(answer, 422, code, field)

@@ -8,9 +8,7 @@ from app.records import held_tombstone as held_tombstones
 from app.records import job as jobs
 from app.records import request as requests
 from app.records import tombstone as tombstones
-from app.records.base import new_id
 from app.records.checkpoint import Checkpoint, Status
-from app.submission import new_job
 from tests import reports
 from tests.app.api.deployed import Response, World, forgotten, refused, register
 from tests.app.api.test_aliases import at_once
@@ -146,11 +144,12 @@ def test_while_a_job_of_the_model_runs_the_head_stays(world: World) -> None:
     path, _ = quarantined(world, "busy")
     _, request_id = forgotten(world, "busy", Status.QUARANTINED)
     with world.lethe.store.write() as session:
-        model_id = session.get_one(requests.Request, request_id).model_id
+        request = session.get_one(requests.Request, request_id)
         requests.move(session, request_id, requests.Status.QUEUED, "test", "retried")
-        jobs.add(session, new_job(new_id("job"), request_id, model_id, deadline=-1.0, clock=0.0))
+        request.due_at = -1.0  # the first to be claimed
+        jobs.add(session, jobs.of_rung(request, 0, 1))
         claimed = jobs.claim(session, "worker:test", 60.0)
-        assert claimed is not None and claimed.model_id == model_id
+        assert claimed is not None and claimed.model_id == request.model_id
     refused(overrule(world, path), 409, "model-busy", "version")
     with world.lethe.store.write() as session:
         jobs.fail(session, claimed.id, claimed.lease_token, "worker:test", {"code": "x", "detail": ""})

@@ -30,27 +30,19 @@ def add_model(lethe: Deployment) -> str:
     return model_id
 
 
-def add_job(lethe: Deployment, model_id: str, deadline: float = 100.0) -> str:
-    request_id, job_id = new_id("req"), new_id("job")
+def add_job(lethe: Deployment, model_id: str, deadline: float = 100.0, rungs: int = 1) -> str:
+    """A request whose ladder has so many rungs, and the job of the first."""
+    ladder = [{"method": "salun", "recipe": {"epochs": epochs}} for epochs in range(1, rungs + 1)]
+    request = Request(
+        id=new_id("req"), model_id=model_id, status="queued", sealed=b"", forget_kind="samples", forget_count=1,
+        method="auto" if rungs > 1 else "salun", ladder=ladder, seed=0, requested_at=0.0, due_at=deadline,
+        created_by="test", created_at=0.0,
+    )  # fmt: skip
     with lethe.store.write() as session:
-        requests.add(
-            session,
-            Request(id=request_id, model_id=model_id, status="queued", sealed=b"", forget_kind="samples", forget_count=1,
-                    method="salun", recipe={}, seed=0, requested_at=0.0, due_at=deadline, created_by="test", created_at=0.0),
-        )  # fmt: skip
-        jobs.add(
-            session,
-            Job(
-                id=job_id,
-                request_id=request_id,
-                model_id=model_id,
-                status="queued",
-                deadline=deadline,
-                progress={},
-                created_at=0.0,
-            ),
-        )
-    return job_id
+        requests.add(session, request)
+        job = jobs.of_rung(request, 0, 0)
+        jobs.add(session, job)
+    return job.id
 
 
 def claim(lethe: Deployment, worker: str = "worker:a", seconds: float = LEASE) -> Job | None:
