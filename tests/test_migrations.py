@@ -7,8 +7,9 @@ from alembic.migration import MigrationContext
 from sqlalchemy import inspect
 
 from app import migration
+from app.audit.sequencer import integrate
 from app.deployment import Deployment
-from app.records import Record
+from app.records import Record, audit_entry, history
 from app.records import api_key as api_keys
 
 
@@ -38,6 +39,27 @@ def test_admin_keys_of_before_may_do_what_admins_may(lethe: Deployment) -> None:
         assert {key.role: set(key.scopes) for key in api_keys.every(session)} == {
             role: set(scopes) for role, scopes in api_keys.ROLES.items()
         }
+
+
+def test_a_log_of_before_is_numbered_and_its_readers_read_on(lethe: Deployment) -> None:
+    config = migration._config()
+    with lethe.store.write() as session:
+        config.attributes["connection"] = session.connection()
+        command.downgrade(config, "0002")
+    with lethe.store.write() as session:
+        key, _ = api_keys.issue(session, lethe.pepper, name="old", role="admin", actor="test")
+        key.scopes = ["models:read", "history:read", "keys:write"]
+        history.write(session, "test", "thing.done", "of before")
+    migration.upgrade(lethe.store)
+    assert integrate(lethe.store) == 2
+    with lethe.store.read() as session:
+        assert [row.resource for _, row in audit_entry.between(session, 1, 9)] == [f"key:{key.id}", "of before"]
+        assert api_keys.every(session)[0].scopes == ["models:read", "audit:read", "keys:write"]
+    with lethe.store.write() as session:
+        config.attributes["connection"] = session.connection()
+        command.downgrade(config, "0002")
+    with lethe.store.read() as session:
+        assert api_keys.every(session)[0].scopes == ["models:read", "history:read", "keys:write"]
 
 
 @pytest.mark.parametrize("index", ["uq_jobs_one_running_per_model", "ix_jobs_claimable"])
