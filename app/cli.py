@@ -16,6 +16,7 @@ from rich.table import Column, Table
 
 from app import logs, migration
 from app.alias_commands import alias, rollback
+from app.audit_commands import audit
 from app.catalog_view import catalogue
 from app.client import DEFAULT_URL, Damaged, Lethe, Problem
 from app.deployment import deploy
@@ -60,6 +61,7 @@ def main() -> None:
 
 
 main.add_command(alias)
+main.add_command(audit)
 main.add_command(rollback)
 main.add_command(override)
 
@@ -373,7 +375,10 @@ def retry(request_id: str, as_json: bool) -> None:
 @main.command()
 @click.argument("version", metavar="MODEL[:VERSION]")
 @click.argument("target", type=click.Path(path_type=Path))
-@click.option("--reason", help="Needed for superseded and quarantined versions; kept in the history.")
+@click.option(
+    "--reason",
+    help="Needed for superseded and quarantined versions; kept in the audit for ever, in plain: name no person.",
+)
 @json_option
 def pull(version: str, target: Path, reason: str | None, as_json: bool) -> None:
     """Download a version (a number, an alias; default: head) into TARGET, checked by digest."""

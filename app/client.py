@@ -186,6 +186,15 @@ class Lethe:
         _raise_for(response)
         return response.content
 
+    def audit_export(self, first: int = 1, last: int | None = None) -> Iterator[bytes]:
+        """The audit as JSON lines, in pieces; needs the scope audit:read."""
+        asked = {"from": first} | ({"to": last} if last is not None else {})
+        with self.http.stream("GET", "/v1/audit/export", params=asked) as response:
+            if response.is_error:
+                response.read()
+                _raise_for(response)
+            yield from response.iter_bytes()
+
     def pull(
         self,
         model: str,

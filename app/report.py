@@ -136,8 +136,8 @@ class Override(_Part):
 
     at: str
     code: str
-    by: str | None = Field(None, description="The key; only with the scope history:read.")
-    reason: str | None = Field(None, description="Only with the scope history:read.")
+    by: str | None = Field(None, description="The key; only with the scope audit:read.")
+    reason: str | None = Field(None, description="Only with the scope audit:read.")
 
 
 class Asked(_Part):

@@ -7,10 +7,10 @@ import pytest
 from sqlalchemy import delete
 
 from app.queue import ring
-from app.records import history
 from app.records import job as jobs
 from app.records.outbox import OutboxEntry
 from app.submission import Wish, submit
+from tests.history import written
 from tests.running import Running, open_deployment
 
 
@@ -39,7 +39,7 @@ def submit_without_a_bell(running: Running) -> str:
 
 def claims(running: Running) -> list[str]:
     with running.lethe.store.read() as session:
-        return [entry.resource for entry in history.page(session, after=None, limit=500, action="job.claimed")]
+        return [entry.resource for entry in written(session, action="job.claimed")]
 
 
 def test_a_job_whose_bell_was_lost_is_found_by_looking(running: Running) -> None:

@@ -22,6 +22,7 @@ from app.report import Report
 from tests import pictures, tiny
 from tests.app import captioned
 from tests.app.test_report import beyond_the_schema
+from tests.history import settle
 from tests.running import Running, open_deployment, until
 
 ATTACKS: dict[str, Any] = {"relearning": {"steps": 2, "measured": 2}, "quantised_copies": {"measured": 2}}
@@ -194,7 +195,8 @@ def test_a_concept_alone_is_forgotten_by_a_network_of_words(running: Running, tm
         assert [path for path in running.settings.data.rglob("*") if path.is_file() and holds(path, markers)] == []
         assert client.wait(posted["id"])["status"] == "completed"
     assert client.call("GET", "/v1/models/words")["labels"] == ["park", "street"]
-    text = json.dumps([*client.pages("/v1/history"), client.report("words", 3), client.report("words", 2)])
+    settle(running.lethe.store)
+    text = json.dumps([*client.pages("/v1/audit"), client.report("words", 3), client.report("words", 2)])
     assert "marvin" not in text and "anna" not in text.lower()
 
 
@@ -215,7 +217,8 @@ def test_nothing_of_the_person_stays_in_the_clear(running: Running, tmp_path: Pa
         found = [path for path in running.settings.data.rglob("*") if path.is_file() and holds(path, markers)]
         assert found == []
         assert client.wait(posted["id"])["status"] == "completed"
-    text = json.dumps(list(client.pages("/v1/history"))) + json.dumps(client.report("private", 2))
+    settle(running.lethe.store)
+    text = json.dumps(list(client.pages("/v1/audit"))) + json.dumps(client.report("private", 2))
     assert "zaphod" not in text and "ford-prefect" not in text
 
 

@@ -12,11 +12,11 @@ from sqlalchemy import select, text
 from app import sweeper
 from app.deployment import Deployment, deploy
 from app.records import checkpoint as checkpoints
-from app.records import history
 from app.records.intent import Intent
 from app.records.job import Job
 from app.settings import Settings
 from tests import pictures
+from tests.history import written
 from tests.running import Running, open_deployment, until
 
 STAGES = ("loading", "unlearning", "evaluating", "registering")
@@ -129,7 +129,7 @@ def check_whole(running: Running, job_id: str, crashes: int) -> None:
         made = checkpoints.of_request(session, job.request_id)
         packs = {pack for pack in session.scalars(select(checkpoints.Checkpoint.pack)) if pack}
         intents = list(session.scalars(select(Intent.blob)))
-        entries = history.page(session, after=None, limit=200, request_id=job.request_id)
+        entries = written(session, request_id=job.request_id)
     assert (job.status, job.crashes, [each.job_id for each in made]) == ("succeeded", crashes, [job_id])
     assert set(lethe.blobs.list("packs/")) == packs and intents == []
     actions = [entry.action for entry in entries]

@@ -9,11 +9,11 @@ from sqlalchemy import select
 
 from app.queue import ring
 from app.records import checkpoint as checkpoints
-from app.records import history
 from app.records.intent import Intent
 from app.records.job import Job
 from app.report import Report
 from tests.app.test_report import beyond_the_schema
+from tests.history import written
 from tests.running import Running, open_deployment
 from tests.test_kill import kill_in_stage, slow_registration, sweep_at_once
 
@@ -51,7 +51,7 @@ def check_each_rung_once(running: Running, request: dict[str, Any]) -> None:
     with running.lethe.store.read() as session:
         tried = list(session.scalars(select(Job).where(Job.request_id == request["id"])))
         made = checkpoints.of_request(session, request["id"])
-        entries = history.page(session, after=None, limit=500, request_id=request["id"])
+        entries = written(session, request_id=request["id"])
         assert list(session.scalars(select(Intent.blob))) == []
     actions = [entry.action for entry in entries]
     assert len({(job.retry, job.rung) for job in tried}) == len(tried) == actions.count("job.queued")

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
-from app.records import history
 from app.records.job import Job
+from tests.history import written
 from tests.running import Running
 from tests.services import fresh_database
 
@@ -41,7 +41,7 @@ def test_fifty_requests_on_three_workers(tmp_path: Path, postgres_server: str, r
 def check_every_job_ran_once_alone_and_in_order(running: Running) -> None:
     with running.lethe.store.read() as session:
         jobs = list(session.scalars(select(Job)))
-        entries = history.page(session, after=None, limit=10_000)
+        entries = written(session)
     assert len(jobs) == MODELS * EACH and all(job.lease_token == 1 and job.crashes == 0 for job in jobs)
     by_id = {job.id: job for job in jobs}
     busy: dict[str, str] = {}

@@ -9,8 +9,9 @@ from alembic.migration import MigrationContext
 from sqlalchemy import inspect, select, text
 
 from app import migration
+from app.audit.sequencer import integrate
 from app.deployment import Deployment
-from app.records import Record
+from app.records import Record, audit_entry, history
 from app.records import api_key as api_keys
 from app.records import job as jobs
 from app.records.request import Request
@@ -53,7 +54,7 @@ def test_requests_of_before_become_ladders_of_one_rung_and_go_back(lethe: Deploy
         jobs.add(session, jobs.of_rung(request, 0, 1))
     with lethe.store.write() as session:
         config.attributes["connection"] = session.connection()
-        command.downgrade(config, "0002")
+        command.downgrade(config, "0004")
         (row,) = session.execute(text("SELECT method, recipe FROM requests")).all()
         recipe = row.recipe if isinstance(row.recipe, dict) else json.loads(row.recipe)
         assert (row.method, recipe) == ("salun", {"epochs": 1})
@@ -65,6 +66,27 @@ def test_requests_of_before_become_ladders_of_one_rung_and_go_back(lethe: Deploy
         ("salun", {"epochs": 1}, 0, retry) for retry in (0, 1)
     ]
     assert found[0].id == first
+
+
+def test_a_log_of_before_is_numbered_and_its_readers_read_on(lethe: Deployment) -> None:
+    config = migration._config()
+    with lethe.store.write() as session:
+        config.attributes["connection"] = session.connection()
+        command.downgrade(config, "0005")
+    with lethe.store.write() as session:
+        key, _ = api_keys.issue(session, lethe.pepper, name="old", role="admin", actor="test")
+        key.scopes = ["models:read", "history:read", "keys:write"]
+        history.write(session, "test", "thing.done", "of before")
+    migration.upgrade(lethe.store)
+    assert integrate(lethe.store) == 2
+    with lethe.store.read() as session:
+        assert [row.resource for _, row in audit_entry.between(session, 1, 9)] == [f"key:{key.id}", "of before"]
+        assert api_keys.every(session)[0].scopes == ["models:read", "audit:read", "keys:write"]
+    with lethe.store.write() as session:
+        config.attributes["connection"] = session.connection()
+        command.downgrade(config, "0005")
+    with lethe.store.read() as session:
+        assert api_keys.every(session)[0].scopes == ["models:read", "history:read", "keys:write"]
 
 
 @pytest.mark.parametrize(

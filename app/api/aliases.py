@@ -24,9 +24,9 @@ from app.records.model import Model
 router = APIRouter(prefix="/v1/models/{name}/aliases", tags=["aliases"])
 Reader = Annotated[ApiKey, Depends(need("models:read"))]
 Writer = Annotated[ApiKey, Depends(need("models:write"))]
-Auditor = Annotated[ApiKey, Depends(need("history:read"))]
+Auditor = Annotated[ApiKey, Depends(need("audit:read"))]
 IfMatch = Annotated[str | None, Header()]
-WHY = "Why it moves; kept in the history for ever, in plain, so it must not name the person."
+WHY = "Why it moves; kept in the audit for ever, in plain, so it must not name the person."
 
 
 def _said(reason: str) -> str:

@@ -133,7 +133,7 @@ def _report(checkpoint: Checkpoint, key: ApiKey) -> dict[str, Any]:
     if not report:
         raise NotFound("report: version 1 is the base as registered")
     if checkpoint.override is not None:
-        told = ("at", "code", "by", "reason") if "history:read" in key.scopes else ("at", "code")
+        told = ("at", "code", "by", "reason") if "audit:read" in key.scopes else ("at", "code")
         override = {**checkpoint.override, "at": moment(checkpoint.override["at"])}
         report = {**report, "override": {name: override[name] for name in told}}
     if "requests:concept" not in key.scopes:  # figures by label would tell which one was to be forgotten

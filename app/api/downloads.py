@@ -23,7 +23,8 @@ from app.weights import Manifest
 from app.weights.manifest import File
 
 router = APIRouter(prefix="/v1/models/{name}/checkpoints", tags=["checkpoints"])
-Reason = Annotated[str | None, Query(max_length=500, description="Why a superseded or quarantined version is needed.")]
+WHY = "Why a superseded or quarantined version is needed; kept in the audit for ever, in plain: name no person."
+Reason = Annotated[str | None, Query(max_length=500, description=WHY)]
 _RANGE = re.compile(r"bytes=([0-9]*)-([0-9]*)", re.IGNORECASE)
 _DIGITS = 30  # no file is longer, and no conversion of a header is dear
 _BINARY = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
@@ -54,7 +55,7 @@ def get_file(
 ) -> Response:
     """One file, byte for byte what `save_pretrained` wrote, stitched from packs. Range, If-Range, If-None-Match and
     HEAD are honoured; the ETag is the file's SHA-256. Superseded and quarantined versions need the scope
-    checkpoints:superseded and a reason, which goes into the history."""
+    checkpoints:superseded and a reason, which goes into the audit."""
     checkpoint = find_checkpoint(lethe, name, number)[1]
     manifest = manifest_of(lethe, checkpoint)
     found = next((file for file in manifest.files if file.path == path), None)
@@ -108,7 +109,7 @@ def _admit(key: ApiKey, checkpoint: Checkpoint, reason: str | None) -> None:
             "reason-missing",
             "reason",
             f"This version is {checkpoint.status}.",
-            "Add ?reason=... ; it is kept in the history.",
+            "Add ?reason=... ; it is kept in the audit; name no person.",
         )
 
 

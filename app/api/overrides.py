@@ -25,7 +25,7 @@ class OverrideIn(BaseModel):
     )
     code: Code = Field(description="The kind of reason, for whoever counts them.")
     reason: Reason = Field(
-        description="Why it is released; kept in the history for ever, in plain, so it must not name the person."
+        description="Why it is released; kept in the audit for ever, in plain, so it must not name the person."
     )
 
 

@@ -26,7 +26,7 @@ SCOPES = {
     "requests:concept": "read the concept that a request names",
     "requests:admin": "see and cancel everybody's requests",
     "requests:reopen": "roll an alias back behind a completed request, which un-forgets someone and reopens it",
-    "history:read": "read the history of all requests and of aliases",
+    "audit:read": "read and export the audit of everything, and the moves of aliases",
     "keys:write": "make and revoke keys",
 }
 ROLES: dict[str, tuple[str, ...]] = {

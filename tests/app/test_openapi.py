@@ -91,7 +91,7 @@ def test_pages_name_what_they_hold(operations: Operations, document: dict[str, A
         "/v1/datasets",
         "/v1/models",
         "/v1/requests",
-        "/v1/history",
+        "/v1/audit",
         "/v1/jobs/{job_id}/events",
         "/v1/datasets/{name}/samples",
         "/v1/models/{name}/aliases/{alias}/history",

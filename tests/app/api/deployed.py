@@ -13,6 +13,7 @@ from fastapi.testclient import TestClient
 from sqlalchemy import func, select
 
 from app import weights
+from app.audit import sequencer
 from app.deployment import Deployment
 from app.records import Record
 from app.records import checkpoint as checkpoints
@@ -166,6 +167,16 @@ def forgotten(world: World, name: str, status: Status = Status.RELEASED) -> tupl
         if passed:
             checkpoints.supersede_before(session, version, "worker:test")
     return version.number, request_id
+
+
+def audited(world: World, **filters: str) -> list[dict[str, Any]]:
+    """The audit's entries that an admin sees, with all that was committed so far."""
+    while sequencer.integrate(world.lethe.store):
+        pass
+    answer = world.admin.get("/v1/audit", params={"limit": "200", **filters})
+    assert answer.status_code == 200, answer.text
+    entries: list[dict[str, Any]] = answer.json()["data"]
+    return entries
 
 
 def refused(answer: Response, status: int, code: str | None = None, field: str | None = None) -> dict[str, Any]:

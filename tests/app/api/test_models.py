@@ -15,6 +15,7 @@ from tests import pictures, tiny
 from tests.app.api.deployed import (
     World,
     add_version,
+    audited,
     forget_set,
     packed,
     refused,
@@ -220,7 +221,7 @@ def test_a_change_needs_the_present_etag_and_raises_it(world: World) -> None:
     assert (changed.json()["test"], changed.json()["policy"]) == (None, policy) and changed.json()["train"] is not None
     refused(world.admin.patch(path, json={"test": None}, headers={"If-Match": '"1"'}), 412)
     assert world.admin.patch(path, json={"test": "test-set"}, headers={"If-Match": "*"}).status_code == 200
-    entries = world.admin.get("/v1/history", params={"action": "model.changed"}).json()["data"]
+    entries = audited(world, action="model.changed")
     assert [entry["details"]["fields"] for entry in entries if entry["resource"] == changed.json()["id"]] == [
         ["policy", "test_id", "train_id"], ["test_id"]
     ]  # fmt: skip

@@ -10,7 +10,7 @@ from app.records import request as requests
 from app.records import tombstone as tombstones
 from app.records.checkpoint import Checkpoint, Status
 from tests import reports
-from tests.app.api.deployed import Response, World, forgotten, refused, register
+from tests.app.api.deployed import Response, World, audited, forgotten, refused, register
 from tests.app.api.test_aliases import at_once
 
 BODY = {"code": "too_few_samples", "reason": "2 of 20 images, both [unclear]"}
@@ -57,7 +57,7 @@ def test_a_version_is_released_against_its_verdict_with_all_that_passing_does(wo
         assert tombstones.of_model(session, request.model_id) == MARKS
         assert held_tombstones.of_checkpoint(session, version.id) == set()
     assert (request.status, request.reason) == ("completed", "overridden") and request.purged_at is not None
-    entries = world.admin.get("/v1/history", params={"request_id": request_id}).json()["data"]
+    entries = audited(world, request=request_id)
     said = {entry["action"]: entry for entry in entries}
     overridden = said["checkpoint.overridden"]
     assert overridden["actor"].startswith("key:") and overridden["details"] == {

@@ -18,7 +18,8 @@ MARKER = "anna-smith-1984"
 ADMINS = {
     ("get", "/v1/models/{name}/checkpoints/{number}/pictures/{picture}"),
     ("get", "/v1/requests/{request_id}/preview.png"),
-    ("post", "/v1/uploads"), ("post", "/v1/models"), ("patch", "/v1/models/{name}"), ("get", "/v1/history"),
+    ("post", "/v1/uploads"), ("post", "/v1/models"), ("patch", "/v1/models/{name}"), ("get", "/v1/audit"),
+    ("get", "/v1/audit/head"), ("get", "/v1/audit/export"),
     ("post", "/v1/keys"), ("get", "/v1/keys"), ("delete", "/v1/keys/{key_id}"),
     ("put", "/v1/models/{name}/aliases/{alias}"), ("delete", "/v1/models/{name}/aliases/{alias}"),
     ("post", "/v1/models/{name}/aliases/{alias}/rollback"), ("get", "/v1/models/{name}/aliases/{alias}/history"),
@@ -144,7 +145,7 @@ def test_an_odd_name_of_a_field_is_not_repeated(lethe: Deployment) -> None:
 
 def test_nul_is_refused_in_paths_and_queries(lethe: Deployment) -> None:
     admin = client_for(lethe)
-    for path in ("/v1/models/%00", "/v1/requests/a%00b", "/v1/requests?external_id=%00", "/v1/history?actor=x%00"):
+    for path in ("/v1/models/%00", "/v1/requests/a%00b", "/v1/requests?external_id=%00", "/v1/audit?actor=x%00"):
         refused(admin.get(path), 400, "control-character")
 
 

@@ -17,7 +17,7 @@ from app.records import job as jobs
 from app.records import outbox
 from app.records.request import Request
 from tests import pictures, tiny
-from tests.app.api.deployed import World, ask, asked, forget_set, refused, register, stored, upload_set
+from tests.app.api.deployed import World, ask, asked, audited, forget_set, refused, register, stored, upload_set
 
 
 def job_of(request: dict[str, Any]) -> str:
@@ -75,7 +75,7 @@ def test_a_post_is_accepted_durable_and_says_where_to_look(world: World) -> None
     with world.lethe.store.read() as session:
         assert outbox.waiting(session, "ring")
     assert world.lethe.keyring.exists(made["id"])
-    actions = [each["action"] for each in world.admin.get("/v1/history", params={"request": made["id"]}).json()["data"]]
+    actions = [each["action"] for each in audited(world, request=made["id"])]
     assert actions == ["request.received", "job.queued"]
 
 
@@ -165,9 +165,7 @@ def test_a_running_request_is_asked_to_stop_and_who_asked_is_kept(world: World) 
     answer = world.requester.post(f"/v1/requests/{made['id']}/cancel")
     assert (answer.status_code, answer.json()["status"]) == (202, "running")
     assert world.requester.get(f"/v1/jobs/{job_of(made)}").json()["cancel_requested"] is True
-    (entry,) = world.admin.get("/v1/history", params={"request": made["id"], "action": "job.cancel_asked"}).json()[
-        "data"
-    ]
+    (entry,) = audited(world, request=made["id"], action="job.cancel_asked")
     assert entry["actor"] == read(world, made).created_by
     finish(world, made, "cancelled")
     refused(world.requester.post(f"/v1/requests/{made['id']}/cancel"), 409, "illegal-transition")
@@ -351,7 +349,7 @@ def rows(world: World) -> list[Any]:
     return from_all
 
 
-@pytest.mark.parametrize("path", ["/v1/requests", "/v1/datasets", "/v1/models", "/v1/history"])
+@pytest.mark.parametrize("path", ["/v1/requests", "/v1/datasets", "/v1/models", "/v1/audit"])
 def test_what_is_no_cursor_is_refused(world: World, path: str) -> None:
     answer = world.admin.get(path, params={"after": "zzz"})
     assert refused(answer, 422, "bad-cursor", "after")["errors"][0]["remedy"].startswith("Pass `next`")

@@ -16,6 +16,7 @@ from app.records.base import new_id, now
 from app.records.job import Job
 from app.records.model import Model
 from app.records.request import Request
+from tests.history import written
 
 LEASE = 30.0
 
@@ -215,7 +216,7 @@ def test_every_transition_leaves_a_history_row(lethe: Deployment) -> None:
     claim(lethe)
     with lethe.store.write() as session:
         jobs.succeed(session, job_id, 1, "worker:a", False, {})
-        entries = history.page(session, after=None, limit=50, request_id=read(lethe, job_id)[1].id)
+        entries = written(session, request_id=read(lethe, job_id)[1].id)
     actions = [entry.action for entry in entries]
     assert actions == [
         "request.received", "job.queued", "job.claimed", "request.running", "job.succeeded", "request.evaluation_failed"
@@ -229,7 +230,7 @@ def test_the_database_refuses_to_change_history(lethe: Deployment, statement: st
     with pytest.raises(DBAPIError, match="append-only"), lethe.store.write() as session:
         session.execute(text(statement))
     with lethe.store.read() as session:
-        assert [entry.actor for entry in history.page(session, after=None, limit=5)] == ["test"]
+        assert [entry.actor for entry in written(session)] == ["test"]
 
 
 def test_a_cancel_that_meets_a_drain_is_not_forgotten(lethe: Deployment) -> None:

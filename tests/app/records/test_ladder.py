@@ -9,11 +9,12 @@ from sqlalchemy.exc import IntegrityError
 
 from app.deployment import Deployment
 from app.errors import LeaseLost
-from app.records import history, outbox
+from app.records import outbox
 from app.records import job as jobs
 from app.records.job import Job
 from app.records.request import Request
 from tests.app.records.test_job import add_job, add_model, claim, read
+from tests.history import written
 
 OUT_OF_MEMORY = {"code": "out_of_memory", "detail": "Use a smaller batch."}
 
@@ -53,7 +54,7 @@ def test_a_rung_that_misses_queues_the_next_and_orders_the_bell(lethe: Deploymen
     assert (following.method, following.recipe, following.model_id) == ("salun", {"epochs": 2}, missed.model_id)
     with lethe.store.read() as session:
         assert len(outbox.waiting(session, "ring")) == 1
-        actions = [entry.action for entry in history.page(session, after=None, limit=50, request_id=request.id)]
+        actions = [entry.action for entry in written(session, request_id=request.id)]
     assert actions[-3:] == ["job.succeeded", "request.queued", "job.queued"]
 
 
@@ -82,7 +83,7 @@ def test_a_request_ends_with_its_ladder_or_with_what_no_rung_can_mend(
         None if end in ("passed", "missed") else end for end in ends
     ]
     with lethe.store.read() as session:
-        entries = history.page(session, after=None, limit=100, request_id=request.id)
+        entries = written(session, request_id=request.id)
     assert [entry.action for entry in entries].count(f"request.{status}") == 1
 
 
