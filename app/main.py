@@ -47,6 +47,7 @@ def create_app(lethe: Deployment | None = None) -> FastAPI:
     async def run(app: FastAPI) -> AsyncIterator[None]:
         sweeper = Sweeper(deployment)
         sweeper.start()
+        deployment.decoders.start()
         yield
         sweeper.stop()
         deployment.store.close()

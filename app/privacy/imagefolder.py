@@ -8,7 +8,7 @@ samples are called by their ordinal, and no message or id carries a name from th
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import PurePosixPath
@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 from app.errors import Refused
 from app.privacy.archive import Limits, Member, members, refuse_nested_name
-from app.privacy.images import DecodedSet, Fingerprint, ImageLimits, Sample, decode, encode, fingerprint_of
+from app.privacy.images import DecodedSet, ImageLimits, Sample, decode, digest_of, encode
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 SPLITS = frozenset({"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval"})
@@ -30,8 +30,7 @@ TEXT_LENGTH = 2000
 class _Image:
     path: PurePosixPath
     where: str
-    png: bytes
-    fingerprint: str
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -44,14 +43,15 @@ class _Row:
 
 def read_imagefolder(
     source: BinaryIO,
-    fingerprint: Fingerprint,
+    keep: Callable[[bytes, str], None],
     *,
     private: bool,
     limits: Limits = Limits(),
     image_limits: ImageLimits = ImageLimits(),
     field: str = "archive",
 ) -> DecodedSet:
-    """Decode a zip or tar(.gz) of images; Refused names the entry (its position, when private) and the rule."""
+    """Decode a zip or tar(.gz) of images; `keep` gets each one's PNG and digest as it passes, in the samples' order. Refused
+    names the entry (its position, when private) and the rule."""
     images: list[_Image] = []
     rows: dict[PurePosixPath, _Row] = {}
     encoded = 0
@@ -62,8 +62,8 @@ def read_imagefolder(
                 if rows.setdefault(file, row) is not row:
                     raise Refused("metadata-duplicate", row.where, "The file is described twice.", "Keep one row.")
             continue
-        images.append(_image(member, path, fingerprint, image_limits))
-        encoded += len(images[-1].png)
+        png, digest = _decoded(member, path, image_limits)
+        encoded += len(png)
         if encoded > image_limits.encoded_bytes:
             raise Refused(
                 "images-too-large",
@@ -72,12 +72,15 @@ def read_imagefolder(
                 "Send fewer at a time.",
                 413,
             )
+        keep(png, digest)
+        images.append(_Image(path, member.label, digest))
     if not images:
         raise Refused("images-none", field, "The archive holds no image.", "Add PNG, JPEG or WEBP files.")
     return _labelled(images, rows, private, field)
 
 
-def _image(member: Member, path: PurePosixPath, fingerprint: Fingerprint, limits: ImageLimits) -> _Image:
+def _decoded(member: Member, path: PurePosixPath, limits: ImageLimits) -> tuple[bytes, str]:
+    """The image's PNG and digest."""
     refuse_nested_name(member)
     if path.suffix.lower() not in SUFFIXES:
         raise Refused(
@@ -87,7 +90,7 @@ def _image(member: Member, path: PurePosixPath, fingerprint: Fingerprint, limits
             "Leave the file out.",
         )
     pixels = decode(member.read(), member.label, limits)
-    return _Image(path, member.label, encode(pixels), fingerprint_of(pixels, fingerprint))
+    return encode(pixels), digest_of(pixels)
 
 
 def _metadata(member: Member, path: PurePosixPath) -> Iterator[tuple[PurePosixPath, _Row]]:
@@ -122,7 +125,7 @@ def _json_lines(text: str, where: str) -> Iterator[tuple[int, dict[str, Any]]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line, parse_constant=_no_number)
         except (ValueError, RecursionError):
             row = None
         if not isinstance(row, dict):
@@ -133,6 +136,10 @@ def _json_lines(text: str, where: str) -> Iterator[tuple[int, dict[str, Any]]]:
                 "Write one object per line.",
             )
         yield number, row
+
+
+def _no_number(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
 
 
 def _csv_lines(text: str, where: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -204,7 +211,7 @@ def _labelled(images: list[_Image], rows: dict[PurePosixPath, _Row], private: bo
                 "Rename one: an id is `id` of the metadata, or the path without its ending.",
             )
         seen.add(sample_id)
-        samples.append(Sample(sample_id, number[name], image.png, image.fingerprint, row.text if row else None))
+        samples.append(Sample(sample_id, number[name], image.digest, row.text if row else None))
     return DecodedSet(labels, samples)
 
 
