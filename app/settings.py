@@ -43,7 +43,7 @@ class Settings(BaseSettings):
     max_pixels: int = Field(50_000_000, gt=0, description="Most pixels in one image.")
     decoders: int = Field(4, gt=0, description="Most uploads that are decoded at a time; more wait.")
     decoder_memory_mb: int = Field(
-        1024, ge=256, description="Address space of the process that decodes one upload; allow 20 bytes a pixel."
+        1536, ge=256, description="Address space of the process that decodes one upload; allow 30 bytes a pixel."
     )
     decoder_seconds: float = Field(
         30.0, gt=0, description="How long decoding may take for an image, and in all for each 4 MiB of an archive."

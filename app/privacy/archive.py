@@ -256,6 +256,8 @@ def _tar_members(stream: "_TarStream", names: _Names) -> Iterator[Member]:
         name, label = names.clean(info.name)
         if info.type not in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE) or info.issparse():
             raise _special(label)
+        if info.size < 0:
+            raise Refused("archive-damaged", label, "An entry has a negative size.", "Pack the folder again.")
         if info.size > names.limits.entry_bytes:
             raise names.too_large(label, names.limits.entry_bytes)
         opened = archive.extractfile(info)

@@ -77,6 +77,8 @@ def _answer(job: Job, answer: int, archive: int | None = None) -> None:
         def tell(message: Job, content: bytes = b"") -> None:
             out.write(json.dumps(message).encode() + b"\n")
             out.write(content)
+            if content or "confined" in message:  # the server counts pictures, to say at which one a child died
+                out.flush()
 
         filtered = confine(job["memory"], job["seconds"], opens_files=job["verb"] == "model")
         tell({"confined": filtered})

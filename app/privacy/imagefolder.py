@@ -10,7 +10,7 @@ import csv
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from io import StringIO
+from io import BytesIO
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO
 
@@ -21,7 +21,7 @@ from app.privacy.images import DecodedSet, ImageLimits, Sample, decode, digest_o
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 SPLITS = frozenset({"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval"})
 METADATA = ("metadata.jsonl", "metadata.csv")
-METADATA_BYTES = 64 << 20
+METADATA_BYTES, LINE_BYTES = 32 << 20, 64 << 10
 NAME_LENGTH = 200
 TEXT_LENGTH = 2000
 
@@ -59,6 +59,8 @@ def read_imagefolder(
         path = PurePosixPath(member.name)
         if path.name.lower() in METADATA:
             for file, row in _metadata(member, path):
+                if len(rows) >= limits.entries:
+                    raise _metadata_too_large(row.where, f"At most {limits.entries} rows are read.")
                 if rows.setdefault(file, row) is not row:
                     raise Refused("metadata-duplicate", row.where, "The file is described twice.", "Keep one row.")
             continue
@@ -99,29 +101,41 @@ def _metadata(member: Member, path: PurePosixPath) -> Iterator[tuple[PurePosixPa
     for piece in member.pieces():
         content += piece
         if len(content) > METADATA_BYTES:
-            raise Refused(
-                "metadata-too-large",
-                member.label,
-                f"At most {METADATA_BYTES} bytes of metadata are read.",
-                "Leave columns out.",
-                413,
-            )
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise Refused("metadata-format", member.label, "Metadata must be UTF-8.", "Save it as UTF-8.") from None
+            raise _metadata_too_large(member.label, f"At most {METADATA_BYTES} bytes of metadata are read.")
     parse = _json_lines if path.suffix.lower() == ".jsonl" else _csv_lines
-    for number, row in parse(text, member.label):
+    for number, row in parse(_lines(content, member.label), member.label):
         where = f"{member.label} line {number}"
         file = row.get("file_name")
         if not isinstance(file, str) or not file:
             raise Refused("metadata-format", where, "A row needs `file_name`.", "Name the image it describes.")
+        if file.startswith("/") or ".." in PurePosixPath(file).parts:
+            raise Refused(
+                "metadata-path",
+                where,
+                "`file_name` leaves the metadata's folder.",
+                "Name the image from the folder that the metadata file lies in.",
+            )
         label, sample_id = _name(row.get("label"), where), _name(row.get("id"), where)
         yield path.parent / file, _Row(where, label, sample_id, _caption(row, where))
 
 
-def _json_lines(text: str, where: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in enumerate(text.splitlines(), start=1):
+def _lines(content: bytearray, where: str) -> Iterator[str]:
+    """The lines, decoded one by one: what a line unfolds to in memory is many times its size."""
+    for number, line in enumerate(BytesIO(content), start=1):
+        if len(line) > LINE_BYTES:
+            raise _metadata_too_large(f"{where} line {number}", f"A line has at most {LINE_BYTES} bytes.")
+        try:
+            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError:
+            raise Refused("metadata-encoding", where, "Metadata must be UTF-8.", "Save it as UTF-8.") from None
+
+
+def _metadata_too_large(where: str, rule: str) -> Refused:
+    return Refused("metadata-too-large", where, rule, "Leave columns out.", 413)
+
+
+def _json_lines(lines: Iterator[str], where: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
@@ -142,8 +156,8 @@ def _no_number(constant: str) -> None:
     raise ValueError(f"{constant} is not JSON")
 
 
-def _csv_lines(text: str, where: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    reader = csv.DictReader(StringIO(text, newline=""), strict=True)
+def _csv_lines(lines: Iterator[str], where: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    reader = csv.DictReader(lines, strict=True)
     try:
         for row in reader:
             yield reader.line_num, {key: value or None for key, value in row.items()}

@@ -195,7 +195,7 @@ def test_two_samples_of_one_id_are_refused() -> None:
         ('{"file_name": "a.png", "label": ""}', "metadata-format", 1),
         ('{"file_name": "a.png", "label": "%s"}' % ("x" * 201), "metadata-format", 1),
         ("[" * 100_000, "metadata-format", 1),
-        ('{"file_name": "../a.png", "label": 1}', "metadata-unmatched", 1),
+        ('{"file_name": "../a.png", "label": 1}', "metadata-path", 1),
         ('{"file_name": "b.png", "label": 1}', "metadata-unmatched", 1),
         ('{"file_name": "a.png", "label": 1}\n{"file_name": "./a.png", "label": 2}', "metadata-duplicate", 2),
     ],
@@ -208,7 +208,7 @@ def test_metadata_that_cannot_be_followed_names_its_line(metadata: str, code: st
 def test_a_csv_that_is_no_csv_is_refused() -> None:
     assert refusal({"metadata.csv": 'file_name,label\n"a.png,1\n', "a.png": picture()}).code == "metadata-format"
     assert refusal({"metadata.csv": "label\n1\n", "a.png": picture()}).code == "metadata-format"
-    assert refusal({"metadata.csv": b"\xff\xfe\x00", "a.png": picture()}).code == "metadata-format"
+    assert refusal({"metadata.csv": b"\xff\xfe\x00", "a.png": picture()}).code == "metadata-encoding"
 
 
 def test_a_damaged_image_is_named_by_its_file_or_only_by_its_position() -> None:
