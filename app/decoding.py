@@ -4,31 +4,25 @@ The process is app/privacy/decoder.py: one for this server's life, with an empty
 milliseconds' age for each upload. A child that is refused something, dies or falls silent becomes a refusal.
 """
 
-import json
 import os
 import select
-import signal
-import socket
 import struct
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import structlog
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.decoder_process import decoder_process, end
 from app.errors import Refused, Unavailable
 from app.privacy.checkpoint_guard import DirectoryFacts
 from app.privacy.images import DecodedSet, Sample
 from app.settings import Settings
 
-ROOT = Path(__file__).resolve().parent.parent
 PIECE = 1 << 20
 LINE = 16 << 20  # of the answer: facts of a directory, with its labels
 BYTES_PER_TURN = 4 << 20  # of an archive, for each LETHE_DECODER_SECONDS of processor time
@@ -66,7 +60,7 @@ class Decoders:
 
     def start(self) -> None:
         """Let the process import what it needs before the first upload comes."""
-        _process().start()
+        decoder_process().start()
 
     @contextmanager
     def images(self, archive: BinaryIO, private: bool) -> Iterator["ArrivingSet"]:
@@ -98,7 +92,7 @@ class Decoders:
             reading, writing = os.pipe()
             with open(reading, "rb", buffering=0) as pipe:
                 try:
-                    child = _process().give(job, [writing, *files])
+                    child = decoder_process().give(job, [writing, *files])
                 finally:
                     os.close(writing)
                 answer = Answer(pipe, field, seconds, seconds * turns)
@@ -107,7 +101,7 @@ class Decoders:
                 except BrokenAnswer as broken:
                     raise answer.failure(broken) from None
                 finally:
-                    _end(child)
+                    end(child)
         finally:
             self._free.release()
 
@@ -128,15 +122,15 @@ class Answer:
 
     def line(self) -> Line:
         """The next line; Refused where it is a refusal."""
-        while (end := self._held.find(b"\n")) < 0:
+        while (stop := self._held.find(b"\n")) < 0:
             if len(self._held) > LINE:
                 raise BrokenAnswer("no answer of a decoder")
             self._held += self._more()
         try:
-            found = Line.model_validate_json(bytes(self._held[:end]))
+            found = Line.model_validate_json(bytes(self._held[:stop]))
         except ValueError:
             raise BrokenAnswer("no line of an answer") from None
-        del self._held[: end + 1]
+        del self._held[: stop + 1]
         if found.peak_kb is not None:
             log.info("decoder.read", peak_mb=found.peak_kb >> 10, pictures=self.pictures)
         if found.refused is not None:
@@ -252,69 +246,3 @@ def _plain_png(answer: Answer, size: int, pixels: int) -> Iterator[bytes]:
         yield from answer.pieces(length + 4)
     if name != b"IEND":
         raise BrokenAnswer("no answer of a decoder")
-
-
-class _Process:
-    """The process that forks a child for each job, as the server holds it; started again when it is gone."""
-
-    def __init__(self) -> None:
-        self._control: socket.socket | None = None
-        self._process: subprocess.Popen[bytes] | None = None
-        self._lock = threading.Lock()
-
-    def start(self) -> None:
-        with self._lock:
-            self._started()
-
-    def give(self, job: dict[str, Any], files: list[int]) -> int:
-        """Start a child on the job with these open files; a handle that kills it. Unavailable when that fails twice."""
-        message = json.dumps(job).encode()
-        with self._lock:
-            for _ in range(2):
-                control = self._started()
-                try:
-                    socket.send_fds(control, [message], files)
-                    answer, handles, _, _ = socket.recv_fds(control, 64, 1)
-                except OSError:
-                    answer, handles = b"", []
-                if answer and handles:
-                    return handles[0]
-                self._drop()
-        raise Unavailable("The decoder")
-
-    def _started(self) -> socket.socket:
-        if self._control is None:
-            self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            self._control.settimeout(60)
-            with theirs:
-                self._process = subprocess.Popen(
-                    [sys.executable, "-P", "-m", "app.privacy.decoder"],
-                    env={"PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"},
-                    cwd="/",
-                    stdin=theirs.fileno(),
-                    stdout=subprocess.DEVNULL,
-                    process_group=0,
-                )
-        return self._control
-
-    def _drop(self) -> None:
-        assert self._control and self._process
-        self._control.close()
-        self._process.kill()
-        self._process.wait()
-        self._control = None
-
-
-@lru_cache(maxsize=1)
-def _process() -> _Process:
-    """This process's own: it holds nothing of a deployment."""
-    return _Process()
-
-
-def _end(child: int) -> None:
-    try:
-        signal.pidfd_send_signal(child, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
-    finally:
-        os.close(child)
