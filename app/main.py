@@ -51,6 +51,7 @@ def create_app(lethe: Deployment | None = None) -> FastAPI:
         beside = (Sweeper(deployment), Sequencer(deployment.store))
         for each in beside:
             each.start()
+        deployment.decoders.start()
         yield
         for each in beside:
             each.stop()

@@ -13,13 +13,12 @@ from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.orm import Session
 
 from app import catalog, weights
+from app.decoding import ArrivingSet
 from app.deployment import Deployment
 from app.errors import Conflict, NotFound, Refused
-from app.privacy.archive import Limits
-from app.privacy.checkpoint_guard import DirectoryFacts, inspect_directory, unpack_model
-from app.privacy.imagefolder import read_imagefolder
-from app.privacy.images import ImageLimits, index_of, write_set
-from app.privacy.sealing import fingerprint, seal
+from app.privacy.checkpoint_guard import DirectoryFacts, unpack_model
+from app.privacy.images import index_of, set_pieces
+from app.privacy.sealing import fingerprint, sealed_chunks
 from app.privacy.selection import label_map
 from app.recipe import check_evaluation, check_ladder, check_policy
 from app.records import checkpoint as checkpoints
@@ -72,31 +71,40 @@ def check_name(lethe: Deployment, role: Role, name: str | None) -> None:
 
 
 def register_dataset(lethe: Deployment, archive: BinaryIO, role: Role, name: str | None, actor: str) -> str:
-    """Decode, re-encode and keep an imagefolder; role forget is sealed before anything reaches the disk."""
+    """Keep an imagefolder as a confined process decodes and re-encodes it, picture by picture; role forget is sealed before
+    anything reaches the disk."""
     private = role == Role.FORGET
-    settings, key = lethe.settings, lethe.keyring.named_key("fingerprint")
-    decoded = read_imagefolder(
-        archive,
-        lambda pixels, shape: fingerprint(key, pixels, shape),
-        private=private,
-        limits=Limits(entries=settings.max_entries),
-        image_limits=ImageLimits(pixels=settings.max_pixels),
-    )
-    labels = [] if private else decoded.labels
-    dataset = Dataset(
-        id=new_id("ds"), name=name, role=role, labels=labels, count=len(decoded.samples), created_by=actor
-    )
-    images, index = write_set(decoded), json.dumps(index_of(decoded)).encode()
-    dataset.bytes = len(images)
-    with _new_key(lethe, dataset.key_id) as data_key:
+    dataset = Dataset(id=new_id("ds"), name=name, role=role, labels=[], created_by=actor)
+    with lethe.decoders.images(archive, private) as arriving, _new_key(lethe, dataset.key_id) as data_key:
+        images, index = _kept(arriving, dataset, lethe.keyring.named_key("fingerprint"))
         if data_key is not None:
-            images = seal(data_key, images, f"dataset/{dataset.id}".encode())
-            index = seal(data_key, index, f"dataset-index/{dataset.id}".encode())
+            images = sealed_chunks(data_key, images, f"dataset/{dataset.id}".encode())
+            index = sealed_chunks(data_key, index, f"dataset-index/{dataset.id}".encode())
         contents: dict[str, Content] = {dataset.blob: images, dataset.index_blob: index}
         with _published(lethe, contents) as blobs, lethe.store.write() as session:
             datasets.add(session, dataset)
             intents.fulfil(session, blobs)
     return dataset.id
+
+
+def _kept(arriving: ArrivingSet, dataset: Dataset, key: bytes) -> tuple[Iterator[bytes], Iterator[bytes]]:
+    """The set's zip, and then its index, as they are to be stored; what the row says of the set is known after them."""
+    known: dict[str, Any] = {}
+
+    def index() -> dict[str, Any]:
+        decoded = arriving.decoded()
+        known.update(index_of(decoded, lambda digest: fingerprint(key, digest)))
+        dataset.count = len(decoded.samples)
+        dataset.labels = decoded.labels if dataset.role != Role.FORGET else []
+        return known
+
+    def images() -> Iterator[bytes]:
+        dataset.bytes = 0
+        for piece in set_pieces(arriving.pictures(), index):
+            dataset.bytes += len(piece)
+            yield piece
+
+    return images(), (json.dumps(content).encode() for content in (known,))
 
 
 def keep_upload(lethe: Deployment, record: Upload, body: BinaryIO) -> None:
@@ -120,7 +128,7 @@ def register_model(lethe: Deployment, new: NewModel, actor: str) -> str:
         if models.find(session, new.name):
             raise _taken()
     with _directory(lethe, new, actor) as directory:
-        facts = inspect_directory(directory, family, new.family)
+        facts = lethe.decoders.model(directory, new.family)
         named = {"train": new.train, "retain": new.retain, "test": new.test}
         columns = resolve_sets(lethe, new.family, _own_labels(family, facts), named, new.judge)
         model = Model(

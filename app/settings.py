@@ -41,6 +41,13 @@ class Settings(BaseSettings):
     )
     max_entries: int = Field(200_000, gt=0, description="Most entries in an archive.")
     max_pixels: int = Field(50_000_000, gt=0, description="Most pixels in one image.")
+    decoders: int = Field(4, gt=0, description="Most uploads that are decoded at a time; more wait.")
+    decoder_memory_mb: int = Field(
+        1536, ge=256, description="Address space of the process that decodes one upload; allow 30 bytes a pixel."
+    )
+    decoder_seconds: float = Field(
+        30.0, gt=0, description="How long decoding may take for an image, and in all for each 4 MiB of an archive."
+    )
     deadline_days: int = Field(30, gt=0, description="Days after which a request is due when it names no date.")
     unadopted_hours: float = Field(
         24.0, gt=0, description="Hours after which a sealed forget set that no request adopted is purged."

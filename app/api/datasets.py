@@ -1,7 +1,7 @@
 """/v1/datasets: image sets, uploaded as one archive and streamed."""
 
+import os
 import tempfile
-from io import BytesIO
 from typing import Annotated, Any, BinaryIO
 
 from fastapi import APIRouter, Depends, Query, Request, Response
@@ -69,11 +69,16 @@ async def upload(
     request adopts it."""
     await run_in_threadpool(check_name, lethe, role, name)
     limit = lethe.settings.max_forget_bytes if role == Role.FORGET else lethe.settings.max_upload_bytes
-    with BytesIO() if role == Role.FORGET else tempfile.TemporaryFile(dir=scratch(lethe)) as body:
+    with _memory() if role == Role.FORGET else tempfile.TemporaryFile(dir=scratch(lethe)) as body:
         await receive(request, body, limit)
         dataset_id = await run_in_threadpool(register_dataset, lethe, body, role, name, key.actor)
     response.headers["Location"] = f"/v1/datasets/{dataset_id}"
     return await run_in_threadpool(_one, lethe, dataset_id, key)
+
+
+def _memory() -> BinaryIO:
+    """A file that is on no disk, and that the decoding process can be given."""
+    return open(os.memfd_create("upload"), "w+b")
 
 
 async def receive(request: Request, body: BinaryIO, limit: int) -> int:
