@@ -109,7 +109,7 @@ def migrate(as_json: bool) -> None:
 
 @main.command("key")
 @click.option("--name", default="admin", help="A name to know it by.")
-@click.option("--role", type=click.Choice(["admin", "requester"]), default="admin")
+@click.option("--role", type=click.Choice(list(api_keys.ROLES)), default="admin", show_default=True)
 @json_option
 def make_key(name: str, role: str, as_json: bool) -> None:
     """Make an API key on the server's own machine and print it once."""

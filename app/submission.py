@@ -14,6 +14,7 @@ from app import catalog
 from app.curation import Found, Wish, choose, kind_of
 from app.deployment import Deployment
 from app.errors import Conflict, NotFound, Refused
+from app.idempotency import UNKEYED, Once
 from app.privacy.sealing import seal
 from app.recipe import resolve_recipe
 from app.records import dataset as datasets
@@ -31,7 +32,7 @@ CLOCK_SKEW = 300.0  # seconds that a client's clock may be ahead
 LONGEST_DEADLINE = 3653 * DAY
 
 
-def submit(lethe: Deployment, wish: Wish, actor: str, sees_all: bool) -> str:
+def submit(lethe: Deployment, wish: Wish, actor: str, sees_all: bool, once: Once = UNKEYED) -> str:
     """Returns the id of the request, durable once this returns. Raises Refused or NotFound; then nothing is stored."""
     kind = kind_of(wish)
     with lethe.store.read() as session:
@@ -57,7 +58,7 @@ def submit(lethe: Deployment, wish: Wish, actor: str, sees_all: bool) -> str:
         created_by=actor,
         created_at=clock,
     )
-    return _store(lethe, request, source, what)
+    return _store(lethe, request, source, what, once)
 
 
 def _look_up(session: Session, wish: Wish, kind: str, actor: str, sees_all: bool) -> Found:
@@ -124,7 +125,9 @@ def _dates(wish: Wish, clock: float, deadline_days: int) -> tuple[float, float]:
     return requested, due
 
 
-def _store(lethe: Deployment, request: requests.Request, source: Dataset | None, what: dict[str, Any]) -> str:
+def _store(
+    lethe: Deployment, request: requests.Request, source: Dataset | None, what: dict[str, Any], once: Once
+) -> str:
     """One transaction: the set is adopted, the request received, its job queued and the bell ordered."""
     job = new_job(new_id("job"), request.id, request.model_id, request.due_at, request.created_at)
     with _new_keys(lethe, request.key_id, job.key_id):
@@ -132,6 +135,7 @@ def _store(lethe: Deployment, request: requests.Request, source: Dataset | None,
             lethe.keyring.key(request.key_id), json.dumps(what).encode(), f"request/{request.id}".encode()
         )
         with lethe.store.write() as session:
+            once.claim(session, request.id)
             if source and source.sealed and not datasets.adopt(session, source, request.id):
                 raise Refused(
                     "dataset-adopted", "forget.dataset", "Another request has this forget set.", "Upload it again.", 409
@@ -169,10 +173,11 @@ def new_job(job_id: str, request_id: str, model_id: str, deadline: float, clock:
     )
 
 
-def retry(lethe: Deployment, request: requests.Request, actor: str) -> str:
+def retry(lethe: Deployment, request: requests.Request, actor: str, once: Once = UNKEYED) -> str:
     """Queue a failed request again with a new job. Refused when its forget set is gone; Conflict when it did not fail."""
     job_id = new_id("job")
     with _new_keys(lethe, job_id), lethe.store.write() as session:
+        once.claim(session, job_id)
         present = session.get_one(requests.Request, request.id, with_for_update=True)
         if present.status not in (requests.Status.FAILED, requests.Status.EVALUATION_FAILED):
             raise Conflict("Only a request that failed can be retried.", code="illegal-transition")

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.api.datasets import ARCHIVE_BODY, receive
 from app.api.dependencies import After, Lethe, Limit, Page, Text, last_seen, moment, need, paged
+from app.api.once import Idempotent, IdempotentStream, tell
 from app.api.openapi import refusals
 from app.catalog.types import Rule
 from app.deployment import Deployment
@@ -117,17 +118,20 @@ class UploadOut(BaseModel):
 
 
 @router.post("/uploads", status_code=201, response_model=UploadOut, openapi_extra=ARCHIVE_BODY, responses=refusals(507))
-async def upload(request: Request, lethe: Lethe, key: Writer) -> dict[str, Any]:
+async def upload(
+    request: Request, response: Response, lethe: Lethe, key: Writer, once: IdempotentStream
+) -> dict[str, Any]:
     """Upload a model directory (config and safetensors) as a zip or tar; name its id in POST /v1/models within a day."""
     record = Upload(id=new_id("up"), created_by=key.actor)
     with tempfile.TemporaryFile(dir=scratch(lethe)) as body:
-        record.bytes = await receive(request, body, lethe.settings.max_upload_bytes)
-        await run_in_threadpool(keep_upload, lethe, record, body)
-    return {"id": record.id, "bytes": record.bytes}
+        record.bytes = await receive(request, body, lethe.settings.max_upload_bytes, once)
+        upload_id = await run_in_threadpool(once.made, lambda: keep_upload(lethe, record, body, once))
+    tell(once, response)
+    return {"id": upload_id, "bytes": record.bytes}  # of a repeated one, too: its body is the same
 
 
 @router.post("/models", status_code=201, response_model=ModelOut, responses=refusals(404, 409, 413, 507))
-def register(body: ModelIn, response: Response, lethe: Lethe, key: Writer) -> dict[str, Any]:
+def register(body: ModelIn, response: Response, lethe: Lethe, key: Writer, once: Idempotent) -> dict[str, Any]:
     """Register a base model as version 1. Only safetensors and known configs are accepted; the config must match
     the weights and name a class of the family. Every data set's labels must be the model's; for families whose
     catalogue entry says `labels_from: sets`, the labels of the sets are the model's. A threshold that the evaluation has
@@ -145,7 +149,8 @@ def register(body: ModelIn, response: Response, lethe: Lethe, key: Writer) -> di
         policy=policy,
         evaluation=body.evaluation,
     )
-    model_id = register_model(lethe, new, key.actor)
+    model_id = once.made(lambda: register_model(lethe, new, key.actor, once))
+    tell(once, response)
     response.headers["Location"] = f"/v1/models/{body.name}"
     return _one(lethe, model_id, response)
 

@@ -6,10 +6,12 @@ from fastapi import APIRouter, BackgroundTasks, Depends, Query, Request, Respons
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
 from app.api.dependencies import After, Lethe, Limit, Page, Text, last_seen, moment, need, paged
+from app.api.once import Idempotent, tell
 from app.api.openapi import refusals
 from app.curation import Wish
 from app.deployment import Deployment
 from app.errors import Conflict, NotFound
+from app.idempotency import Once
 from app.preview import contact_sheet
 from app.privacy import purge
 from app.privacy.sealing import KeyGone
@@ -149,7 +151,7 @@ class RequestOut(BaseModel):
 
 @router.post("", status_code=202, response_model=RequestOut, responses=refusals(404, 409, 507))
 def post_request(
-    body: RequestIn, background: BackgroundTasks, response: Response, lethe: Lethe, key: Poster
+    body: RequestIn, background: BackgroundTasks, response: Response, lethe: Lethe, key: Poster, once: Idempotent
 ) -> dict[str, Any]:
     """Ask that a model forget. 202: the request is stored and queued; poll `Location`. Refusals store nothing."""
     wish = Wish(
@@ -167,8 +169,10 @@ def post_request(
         requested_at=body.requested_at.timestamp() if body.requested_at else None,
         due_at=body.due_at.timestamp() if body.due_at else None,
     )
-    request_id = submit(lethe, wish, key.actor, "requests:admin" in key.scopes)
-    background.add_task(ring, lethe.celery)
+    request_id = once.made(lambda: submit(lethe, wish, key.actor, "requests:admin" in key.scopes, once))
+    tell(once, response)
+    if not once.replayed:
+        background.add_task(ring, lethe.celery)
     return _accepted(lethe, request_id, response, key)
 
 
@@ -225,28 +229,38 @@ def get_preview(request_id: str, lethe: Lethe, key: Concept) -> Response:
 
 
 @router.post("/{request_id}/cancel", status_code=202, response_model=RequestOut, responses=refusals(409))
-def cancel_request(request_id: str, response: Response, lethe: Lethe, key: Poster) -> dict[str, Any]:
+def cancel_request(request_id: str, response: Response, lethe: Lethe, key: Poster, once: Idempotent) -> dict[str, Any]:
     """Cancel: at once while queued; a running job stops within seconds and its device is free. Ended requests: 409."""
     found = _find(lethe, request_id, key)
+    once.made(lambda: _cancel(lethe, found, key.actor, once))
+    tell(once, response)
+    return _accepted(lethe, found.id, response, key)
+
+
+def _cancel(lethe: Deployment, found: requests.Request, actor: str, once: Once) -> str:
     with lethe.store.write() as session:
+        once.claim(session, found.id)
         job = jobs.of_request(session, found.id)[-1]
         if job.status not in (jobs.Status.QUEUED, jobs.Status.RUNNING):
             raise Conflict("The request has ended.", code="illegal-transition")
-        job = jobs.ask_to_cancel(session, job.id, key.actor)
+        job = jobs.ask_to_cancel(session, job.id, actor)
         if job.status == jobs.Status.RUNNING:
-            history.write(session, key.actor, "job.cancel_asked", job.id, found.id)
+            history.write(session, actor, "job.cancel_asked", job.id, found.id)
     if job.status == jobs.Status.CANCELLED:
         purge.after_job(lethe.store, lethe.keyring, lethe.blobs, job.id, lethe.settings)
-    return _accepted(lethe, found.id, response, key)
+    return found.id
 
 
 @router.post("/{request_id}/retry", status_code=202, response_model=RequestOut, responses=refusals(409, 507))
 def retry_request(
-    request_id: str, background: BackgroundTasks, response: Response, lethe: Lethe, key: Poster
+    request_id: str, background: BackgroundTasks, response: Response, lethe: Lethe, key: Poster, once: Idempotent
 ) -> dict[str, Any]:
     """Queue a failed request again, as a new job. 409 when it did not fail or its forget set was purged."""
-    retry(lethe, _find(lethe, request_id, key), key.actor)
-    background.add_task(ring, lethe.celery)
+    found = _find(lethe, request_id, key)
+    once.made(lambda: retry(lethe, found, key.actor, once))
+    tell(once, response)
+    if not once.replayed:
+        background.add_task(ring, lethe.celery)
     return _accepted(lethe, request_id, response, key)
 
 

@@ -19,7 +19,7 @@ ADMINS = {
     ("get", "/v1/models/{name}/checkpoints/{number}/pictures/{picture}"),
     ("get", "/v1/requests/{request_id}/preview.png"),
     ("post", "/v1/uploads"), ("post", "/v1/models"), ("patch", "/v1/models/{name}"), ("get", "/v1/history"),
-    ("post", "/v1/keys"), ("get", "/v1/keys"), ("delete", "/v1/keys/{key_id}"),
+    ("post", "/v1/keys"), ("get", "/v1/keys"), ("delete", "/v1/keys/{key_id}"), ("post", "/v1/keys/{key_id}/rotate"),
     ("put", "/v1/models/{name}/aliases/{alias}"), ("delete", "/v1/models/{name}/aliases/{alias}"),
     ("post", "/v1/models/{name}/aliases/{alias}/rollback"), ("get", "/v1/models/{name}/aliases/{alias}/history"),
 }  # fmt: skip
@@ -27,6 +27,7 @@ BODIES: dict[tuple[str, str], dict[str, object]] = {  # without one, these are 4
     ("patch", "/v1/models/{name}"): {"test": None},
     ("put", "/v1/models/{name}/aliases/{alias}"): {"version": 1, "reason": "x"},
     ("post", "/v1/models/{name}/aliases/{alias}/rollback"): {"reason": "x"},
+    ("post", "/v1/keys/{key_id}/rotate"): {},
 }
 
 
