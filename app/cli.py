@@ -85,6 +85,7 @@ def serve() -> None:
         port=settings().port,
         log_level="info",
         access_log=False,
+        timeout_graceful_shutdown=10,  # streams and waiting calls come again elsewhere
     )
 
 

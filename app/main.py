@@ -9,6 +9,7 @@ from app.api import (
     aliases,
     checkpoints,
     datasets,
+    docs,
     downloads,
     health,
     history,
@@ -51,10 +52,11 @@ def create_app(lethe: Deployment | None = None) -> FastAPI:
         sweeper.stop()
         deployment.store.close()
 
-    app = FastAPI(title="Lethe", version="0.1.0", description=ABOUT, lifespan=run)
+    app = FastAPI(title="Lethe", version="0.1.0", description=ABOUT, lifespan=run, docs_url=None, redoc_url=None)
     app.state.lethe = deployment
-    problems.install(app)
+    problems.install(app, deployment)
     for resource in (datasets, models, aliases, checkpoints, downloads, requests, jobs, history, keys, schemas, health):
         app.include_router(resource.router)
+    docs.install(app)
     openapi.describe(app)
     return app

@@ -36,7 +36,7 @@ def test_admin_keys_of_before_may_do_what_admins_may(lethe: Deployment) -> None:
     migration.upgrade(lethe.store)
     with lethe.store.read() as session:
         assert {key.role: set(key.scopes) for key in api_keys.every(session)} == {
-            role: set(scopes) for role, scopes in api_keys.ROLES.items()
+            role: set(api_keys.ROLES[role]) for role in ("admin", "requester")
         }
 
 

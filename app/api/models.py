@@ -169,7 +169,8 @@ def list_models(
 
 @router.get("/models/{name}", response_model=ModelOut)
 def get_model(name: str, response: Response, lethe: Lethe, key: Reader) -> dict[str, Any]:
-    """One model, by id or name. The ETag is for If-Match on PATCH."""
+    """One model, by id or name. The ETag is for If-Match on PATCH; it changes with each change, and when a new version is the
+    head."""
     return _one(lethe, name, response)
 
 
@@ -193,7 +194,8 @@ def change_model(
     changes = _changes(lethe, model, body)
     with lethe.store.write() as session:
         model = session.get_one(Model, model.id, with_for_update=True)
-        if if_match.strip() not in ("*", f'"{model.revision}"', str(model.revision)):
+        tags = [tag.strip() for tag in if_match.split(",")]
+        if tags != ["*"] and _etag(model, checkpoints.head(session, model.id).number) not in tags:
             raise PreconditionFailed
         if "labels" in changes:  # another change may have appended some since they were read
             changes["labels"] = list(dict.fromkeys([*model.labels, *changes["labels"]]))
@@ -238,8 +240,13 @@ def _one(lethe: Deployment, name: str, response: Response) -> dict[str, Any]:
     with lethe.store.read() as session:
         model = _find(session, name)
         head = checkpoints.head(session, model.id).number
-    response.headers["ETag"] = f'"{model.revision}"'
+    response.headers["ETag"] = _etag(model, head)
     return _out(model, head)
+
+
+def _etag(model: Model, head: int) -> str:
+    """Of all that an answer shows of a model."""
+    return f'"{model.revision}-{head}"'
 
 
 def _out(model: Model, head: int) -> dict[str, Any]:

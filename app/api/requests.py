@@ -3,11 +3,13 @@
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, BackgroundTasks, Depends, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
 from app.api.dependencies import After, Lethe, Limit, Page, Text, last_seen, moment, need, paged
 from app.api.once import Idempotent, tell
 from app.api.openapi import refusals
+from app.api.waiting import Prefer, preferred, wait_until
 from app.curation import Wish
 from app.deployment import Deployment
 from app.errors import Conflict, NotFound
@@ -150,11 +152,31 @@ class RequestOut(BaseModel):
 
 
 @router.post("", status_code=202, response_model=RequestOut, responses=refusals(404, 409, 507))
-def post_request(
-    body: RequestIn, background: BackgroundTasks, response: Response, lethe: Lethe, key: Poster, once: Idempotent
+async def post_request(
+    body: RequestIn,
+    request: Request,
+    background: BackgroundTasks,
+    response: Response,
+    lethe: Lethe,
+    key: Poster,
+    once: Idempotent,
+    prefer: Prefer = None,
 ) -> dict[str, Any]:
-    """Ask that a model forget. 202: the request is stored and queued; poll `Location`. Refusals store nothing."""
-    wish = Wish(
+    """Ask that a model forget. 202: the request is stored and queued; poll `Location`, or send `Prefer: wait=N`. Refusals
+    store nothing."""
+    wish, sees_all = _wish(body), "requests:admin" in key.scopes
+    request_id = await run_in_threadpool(once.made, lambda: submit(lethe, wish, key.actor, sees_all, once))
+    tell(once, response)
+    if preferred(prefer) and not once.replayed:
+        await run_in_threadpool(ring, lethe.celery)  # now: what waits for the answer waits for the job
+    elif not once.replayed:
+        background.add_task(ring, lethe.celery)
+    await wait_until(lambda: _ended(lethe, request_id, key), prefer, request, response)
+    return await run_in_threadpool(_accepted, lethe, request_id, response, key)
+
+
+def _wish(body: RequestIn) -> Wish:
+    return Wish(
         model=body.model,
         concept=body.concept,
         dataset=body.forget.dataset if body.forget else None,
@@ -169,11 +191,6 @@ def post_request(
         requested_at=body.requested_at.timestamp() if body.requested_at else None,
         due_at=body.due_at.timestamp() if body.due_at else None,
     )
-    request_id = once.made(lambda: submit(lethe, wish, key.actor, "requests:admin" in key.scopes, once))
-    tell(once, response)
-    if not once.replayed:
-        background.add_task(ring, lethe.celery)
-    return _accepted(lethe, request_id, response, key)
 
 
 @router.get("", response_model=Page[RequestOut], responses=refusals(404))
@@ -207,9 +224,15 @@ def list_requests(
     return {**page, "data": _rows(lethe, page["data"])}
 
 
-@router.get("/{request_id}", response_model=RequestOut)
+async def until_ended(
+    request_id: str, request: Request, response: Response, lethe: Lethe, key: Reader, prefer: Prefer = None
+) -> None:
+    await wait_until(lambda: _ended(lethe, request_id, key), prefer, request, response)
+
+
+@router.get("/{request_id}", response_model=RequestOut, dependencies=[Depends(until_ended)])
 def get_request(request_id: str, response: Response, lethe: Lethe, key: Reader) -> dict[str, Any]:
-    """One request, its jobs and its version."""
+    """One request, its jobs and its version; with `Prefer: wait=N`, when it has ended."""
     found = _find(lethe, request_id, key)
     if found.status in (Status.QUEUED, Status.RUNNING):
         response.headers["Retry-After"] = "1"
@@ -276,6 +299,10 @@ def _find(lethe: Deployment, request_id: str, key: ApiKey) -> requests.Request:
     if found is None or (found.created_by != key.actor and "requests:admin" not in key.scopes):
         raise NotFound("request")
     return found
+
+
+def _ended(lethe: Deployment, request_id: str, key: ApiKey) -> bool:
+    return _find(lethe, request_id, key).status not in (Status.QUEUED, Status.RUNNING)
 
 
 def _out(lethe: Deployment, request: requests.Request, key: ApiKey) -> dict[str, Any]:
