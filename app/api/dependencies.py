@@ -7,7 +7,7 @@ from typing import Annotated, Any, Generic, TypeVar
 
 from fastapi import Depends, Query, Request, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from pydantic import AfterValidator, BaseModel, Field
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, Field
 
 from app.deployment import Deployment
 from app.errors import Forbidden, Refused, Unauthorized
@@ -69,6 +69,16 @@ def _storable(text: str) -> str:
 Text = Annotated[
     str, AfterValidator(_storable)
 ]  # JSON may hold what neither UTF-8 nor Postgres has: lone surrogates, NUL
+
+
+def _dated(text: object) -> object:
+    """A number would be read as seconds since 1970, which nobody promised."""
+    if not (isinstance(text, str) and re.match(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}", text)):
+        raise ValueError("it must be a date and time such as 2027-01-31T00:00:00Z")
+    return text
+
+
+Moment = Annotated[AwareDatetime, BeforeValidator(_dated)]
 Item = TypeVar("Item")
 
 

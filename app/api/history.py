@@ -3,9 +3,9 @@
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
-from pydantic import AwareDatetime, BaseModel, Field
+from pydantic import BaseModel, Field
 
-from app.api.dependencies import After, Lethe, Limit, Page, moment, need, paged, position
+from app.api.dependencies import After, Lethe, Limit, Moment, Page, moment, need, paged, position
 from app.records import history
 from app.records.api_key import ApiKey
 
@@ -34,8 +34,8 @@ def list_history(
     actor: Annotated[str | None, Query(max_length=200)] = None,
     action: Annotated[str | None, Query(max_length=100)] = None,
     resource: Annotated[str | None, Query(max_length=100)] = None,
-    since: AwareDatetime | None = None,
-    until: AwareDatetime | None = None,
+    since: Moment | None = None,
+    until: Moment | None = None,
 ) -> dict[str, Any]:
     """Every transition, oldest first, filtered by request, actor, action, resource and time. Append-only: the database
     refuses changes."""

@@ -4,9 +4,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Response
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from app.api.dependencies import Lethe, Text, moment, need
+from app.api.dependencies import Lethe, Moment, Text, moment, need
 from app.api.once import Idempotent, tell
 from app.api.openapi import refusals
 from app.deployment import Deployment
@@ -30,7 +30,7 @@ class KeyIn(BaseModel):
     scopes: list[str] | None = Field(
         None, min_length=1, max_length=len(SCOPES), description=f"Of {', '.join(SCOPES)}; none that your key lacks."
     )
-    expires_at: AwareDatetime | None = Field(None, description="Default: never.")
+    expires_at: Moment | None = Field(None, description="Default: never.")
 
     @model_validator(mode="after")
     def one_way(self) -> "KeyIn":

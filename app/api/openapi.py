@@ -7,7 +7,7 @@ from fastapi import FastAPI
 from app.api.gate import UNCOUNTED
 
 _WHEN = {
-    400: "The body is not JSON.",
+    400: "The body is not JSON, or the path or the query has the character NUL.",
     401: "No key, or one that is unknown, expired or revoked.",
     403: "The key lacks the scope that the operation needs.",
     404: "There is no such thing, or the key may not see it.",
@@ -127,9 +127,10 @@ def _found(path: str, operation: dict[str, Any]) -> list[int]:
         found.append(404)
     if body:
         found += [413, 415, 422]
-    if "application/json" in body:
+    named = any(parameter["in"] == "query" for parameter in parameters)
+    if "application/json" in body or named or "{" in path:
         found.append(400)
-    if any(parameter["in"] == "query" for parameter in parameters):
+    if named:
         found.append(422)
     return found
 

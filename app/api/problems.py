@@ -82,8 +82,17 @@ def _http(handler: Any, request: Request, error: HTTPException) -> Problem:
     headers = dict(error.headers) if error.headers else None
     if error.status_code == 400:
         return _problem("The body is not JSON.", "not-json", 400, [_NOT_JSON])
+    if error.status_code == 405 and headers:
+        headers["Allow"] = _allowed(request, headers.get("Allow", ""))
     code = _CODES.get(error.status_code, "http-error")
     return Problem(str(error.detail), type_=code, detail=str(error.detail), status=error.status_code, headers=headers)
+
+
+def _allowed(request: Request, one: str) -> str:
+    """Every method of the path: the router names those of one of its routes alone."""
+    route = request.scope.get("route")
+    documented = request.app.openapi()["paths"].get(getattr(route, "path_format", ""), {})
+    return ", ".join(sorted({verb.upper() for verb in documented} | {verb.strip() for verb in one.split(",")}))
 
 
 def _of_storage(handler: Any, request: Request, error: OSError) -> Problem:

@@ -4,9 +4,9 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, BackgroundTasks, Depends, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from app.api.dependencies import After, Lethe, Limit, Page, Text, last_seen, moment, need, paged
+from app.api.dependencies import After, Lethe, Limit, Moment, Page, Text, last_seen, moment, need, paged
 from app.api.once import Idempotent, tell
 from app.api.openapi import refusals
 from app.api.waiting import Prefer, preferred, wait_until
@@ -103,10 +103,8 @@ class RequestIn(BaseModel):
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]*$",
         description="Your own id. Not a name: it is stored in plain.",
     )
-    requested_at: AwareDatetime | None = Field(
-        None, description="When the person asked; default now. Not in the future."
-    )
-    due_at: AwareDatetime | None = Field(
+    requested_at: Moment | None = Field(None, description="When the person asked; default now. Not in the future.")
+    due_at: Moment | None = Field(
         None,
         description="Until when it must be done; default 30 days after requested_at. At most ten years away; the nearest deadline runs first.",
     )
