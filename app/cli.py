@@ -89,6 +89,7 @@ def serve() -> None:
         port=settings().port,
         log_level="info",
         access_log=False,
+        timeout_graceful_shutdown=10,  # streams and waiting calls come again elsewhere
     )
 
 
@@ -113,7 +114,7 @@ def migrate(as_json: bool) -> None:
 
 @main.command("key")
 @click.option("--name", default="admin", help="A name to know it by.")
-@click.option("--role", type=click.Choice(["admin", "requester"]), default="admin")
+@click.option("--role", type=click.Choice(list(api_keys.ROLES)), default="admin", show_default=True)
 @json_option
 def make_key(name: str, role: str, as_json: bool) -> None:
     """Make an API key on the server's own machine and print it once."""

@@ -10,6 +10,7 @@ from app.api import (
     audit,
     checkpoints,
     datasets,
+    docs,
     downloads,
     health,
     jobs,
@@ -57,11 +58,12 @@ def create_app(lethe: Deployment | None = None) -> FastAPI:
             each.stop()
         deployment.store.close()
 
-    app = FastAPI(title="Lethe", version="0.1.0", description=ABOUT, lifespan=run)
+    app = FastAPI(title="Lethe", version="0.1.0", description=ABOUT, lifespan=run, docs_url=None, redoc_url=None)
     app.state.lethe = deployment
-    problems.install(app)
+    problems.install(app, deployment)
     about_models = (datasets, models, aliases, checkpoints, overrides, downloads)
     for resource in (*about_models, requests, jobs, audit, keys, schemas, health):
         app.include_router(resource.router)
+    docs.install(app)
     openapi.describe(app)
     return app

@@ -16,6 +16,7 @@ from app import catalog, weights
 from app.decoding import ArrivingSet
 from app.deployment import Deployment
 from app.errors import Conflict, NotFound, Refused
+from app.idempotency import UNKEYED, Once
 from app.privacy.checkpoint_guard import DirectoryFacts, unpack_model
 from app.privacy.images import index_of, set_pieces
 from app.privacy.sealing import fingerprint, sealed_chunks
@@ -70,7 +71,9 @@ def check_name(lethe: Deployment, role: Role, name: str | None) -> None:
             raise _taken()
 
 
-def register_dataset(lethe: Deployment, archive: BinaryIO, role: Role, name: str | None, actor: str) -> str:
+def register_dataset(
+    lethe: Deployment, archive: BinaryIO, role: Role, name: str | None, actor: str, once: Once = UNKEYED
+) -> str:
     """Keep an imagefolder as a confined process decodes and re-encodes it, picture by picture; role forget is sealed before
     anything reaches the disk."""
     private = role == Role.FORGET
@@ -82,6 +85,7 @@ def register_dataset(lethe: Deployment, archive: BinaryIO, role: Role, name: str
             index = sealed_chunks(data_key, index, f"dataset-index/{dataset.id}".encode())
         contents: dict[str, Content] = {dataset.blob: images, dataset.index_blob: index}
         with _published(lethe, contents) as blobs, lethe.store.write() as session:
+            once.claim(session, dataset.id)
             datasets.add(session, dataset)
             intents.fulfil(session, blobs)
     return dataset.id
@@ -107,15 +111,17 @@ def _kept(arriving: ArrivingSet, dataset: Dataset, key: bytes) -> tuple[Iterator
     return images(), (json.dumps(content).encode() for content in (known,))
 
 
-def keep_upload(lethe: Deployment, record: Upload, body: BinaryIO) -> None:
-    """Keep a model's archive until it is registered; the sweeper deletes it after a day."""
+def keep_upload(lethe: Deployment, record: Upload, body: BinaryIO, once: Once = UNKEYED) -> str:
+    """Keep a model's archive until it is registered; the sweeper deletes it after a day. Its id."""
     pieces = iter(lambda: body.read(1 << 20), b"")
     with _published(lethe, {record.blob: pieces}) as blobs, lethe.store.write() as session:
+        once.claim(session, record.id)
         uploads.add(session, record)
         intents.fulfil(session, blobs)
+    return record.id
 
 
-def register_model(lethe: Deployment, new: NewModel, actor: str) -> str:
+def register_model(lethe: Deployment, new: NewModel, actor: str, once: Once = UNKEYED) -> str:
     """Check a directory against its family, pack it as version 1 and store the model. Refused leaves nothing."""
     family = catalog.FAMILIES.get(new.family)
     if family is None:
@@ -141,14 +147,14 @@ def register_model(lethe: Deployment, new: NewModel, actor: str) -> str:
             created_by=actor,
             **columns,
         )
-        _pack_and_store(lethe, model, directory, facts, new.upload)
+        _pack_and_store(lethe, model, directory, facts, new.upload, once)
     if new.upload:
         _drop_upload(lethe, new.upload)
     return model.id
 
 
 def _pack_and_store(
-    lethe: Deployment, model: Model, directory: Path, facts: DirectoryFacts, upload_id: str | None
+    lethe: Deployment, model: Model, directory: Path, facts: DirectoryFacts, upload_id: str | None, once: Once
 ) -> None:
     """Version 1: the whole directory as one pack, and the model's row; the upload that it came from is used up."""
     names = {kind: f"{kind}s/{model.id}" for kind in ("pack", "manifest")}
@@ -167,6 +173,7 @@ def _pack_and_store(
         )
         contents: dict[str, Content] = {names["pack"]: pack, names["manifest"]: weights.encode(manifest)}
         with _published(lethe, contents) as blobs, lethe.store.write() as session:
+            once.claim(session, model.id)
             models.add(session, model)
             checkpoints.add(session, base, model.created_by)
             intents.fulfil(session, blobs)

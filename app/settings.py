@@ -7,7 +7,8 @@ With nothing set this is the embedded deployment in the folder `.lethe`. A produ
 from functools import lru_cache
 from pathlib import Path
 
-from pydantic import Field
+from limits import parse
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -60,6 +61,23 @@ class Settings(BaseSettings):
     pack_grace_hours: float = Field(
         24.0, gt=0, description="Hours after which an upload whose intent is dead is deleted."
     )
+
+    rate_limit: str = Field(
+        "3000/minute", description="Calls that a key may make, such as 100/second or 5000/hour; empty: any number."
+    )
+    rate_limit_address: str = Field(
+        "300/minute", description="Calls that an address may make without a valid key; empty: any number."
+    )
+    https: bool = Field(
+        False, description="Whether clients come by HTTPS alone; then answers say so (Strict-Transport-Security)."
+    )
+
+    @field_validator("rate_limit", "rate_limit_address")
+    @classmethod
+    def rate(cls, limit: str) -> str:
+        if limit:
+            parse(limit)
+        return limit
 
     @property
     def database(self) -> str:

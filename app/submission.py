@@ -12,6 +12,7 @@ from app import catalog
 from app.curation import Found, Wish, choose, kind_of
 from app.deployment import Deployment
 from app.errors import Conflict, NotFound, Refused
+from app.idempotency import UNKEYED, Once
 from app.privacy.sealing import seal
 from app.recipe import resolve_ladder
 from app.records import dataset as datasets
@@ -28,7 +29,7 @@ CLOCK_SKEW = 300.0  # seconds that a client's clock may be ahead
 LONGEST_DEADLINE = 3653 * DAY
 
 
-def submit(lethe: Deployment, wish: Wish, actor: str, sees_all: bool) -> str:
+def submit(lethe: Deployment, wish: Wish, actor: str, sees_all: bool, once: Once = UNKEYED) -> str:
     """Returns the id of the request, durable once this returns. Raises Refused or NotFound; then nothing is stored."""
     kind = kind_of(wish)
     with lethe.store.read() as session:
@@ -54,7 +55,7 @@ def submit(lethe: Deployment, wish: Wish, actor: str, sees_all: bool) -> str:
         created_by=actor,
         created_at=clock,
     )
-    return _store(lethe, request, source, what)
+    return _store(lethe, request, source, what, once)
 
 
 def _look_up(session: Session, wish: Wish, kind: str, actor: str, sees_all: bool) -> Found:
@@ -121,13 +122,16 @@ def _dates(wish: Wish, clock: float, deadline_days: int) -> tuple[float, float]:
     return requested, due
 
 
-def _store(lethe: Deployment, request: requests.Request, source: Dataset | None, what: dict[str, Any]) -> str:
+def _store(
+    lethe: Deployment, request: requests.Request, source: Dataset | None, what: dict[str, Any], once: Once
+) -> str:
     """One transaction: the set is adopted, the request received, its first job queued and the bell ordered."""
     request.sealed = seal(
         lethe.keyring.new_key(request.key_id), json.dumps(what).encode(), f"request/{request.id}".encode()
     )
     try:
         with lethe.store.write() as session:
+            once.claim(session, request.id)
             if source and source.sealed and not datasets.adopt(session, source, request.id):
                 raise Refused(
                     "dataset-adopted", "forget.dataset", "Another request has this forget set.", "Upload it again.", 409
@@ -142,10 +146,11 @@ def _store(lethe: Deployment, request: requests.Request, source: Dataset | None,
     return request.id
 
 
-def retry(lethe: Deployment, request: requests.Request, actor: str) -> None:
+def retry(lethe: Deployment, request: requests.Request, actor: str, once: Once = UNKEYED) -> str:
     """Queue a failed request again with a new job: with auto the first rung of the ladder that the model has now. Refused
     when its forget set is gone; Conflict when it did not fail."""
     with lethe.store.write() as session:
+        once.claim(session, request.id)
         present = session.get_one(requests.Request, request.id, with_for_update=True)
         if present.status not in (requests.Status.FAILED, requests.Status.EVALUATION_FAILED):
             raise Conflict("Only a request that failed can be retried.", code="illegal-transition")
@@ -167,6 +172,7 @@ def retry(lethe: Deployment, request: requests.Request, actor: str) -> None:
             present.ladder = resolve_ladder(model.family, model.ladder, present.forget_kind, present.method)
         before = jobs.of_request(session, request.id)
         jobs.add(session, jobs.of_rung(present, 0, before[-1].retry + 1))
+    return request.id
 
 
 def _forget_source(session: Session, wish: Wish, model: Model, actor: str, sees_all: bool) -> Dataset:

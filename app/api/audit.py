@@ -5,10 +5,10 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import StreamingResponse
-from pydantic import AwareDatetime, BaseModel, Field
+from pydantic import BaseModel, Field
 from sqlalchemy import select
 
-from app.api.dependencies import After, Lethe, Limit, Page, moment, need, paged, position
+from app.api.dependencies import After, Lethe, Limit, Moment, Page, moment, need, paged, position
 from app.audit import chain
 from app.audit.chain import Head
 from app.deployment import Deployment
@@ -57,8 +57,8 @@ def list_audit(
     actor: Annotated[str | None, Query(max_length=200)] = None,
     action: Annotated[str | None, Query(max_length=100)] = None,
     resource: Annotated[str | None, Query(max_length=100)] = None,
-    since: AwareDatetime | None = None,
-    until: AwareDatetime | None = None,
+    since: Moment | None = None,
+    until: Moment | None = None,
 ) -> dict[str, Any]:
     """Every transition, by number, filtered by request, actor, action, resource and time. What was just committed is here
     within a second. The database refuses changes."""

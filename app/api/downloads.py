@@ -12,6 +12,7 @@ from fastapi.responses import StreamingResponse
 
 from app import weights
 from app.api.checkpoints import Reader, find_checkpoint, manifest_of
+from app.api.conditional import names
 from app.api.dependencies import Lethe
 from app.api.openapi import refusals
 from app.deployment import Deployment
@@ -63,7 +64,7 @@ def get_file(
         raise NotFound("file")
     _admit(key, checkpoint, reason)
     headers = _file_headers(found)
-    if if_none_match is not None and _names(if_none_match, headers["ETag"]):
+    if if_none_match is not None and names(if_none_match, headers["ETag"]):
         return Response(status_code=304, headers=headers)
     if request.method == "HEAD":  # ranges are defined for GET alone
         return Response(headers=headers | {"Content-Length": str(found.size)}, media_type="application/octet-stream")
@@ -136,11 +137,6 @@ def _file_headers(file: File) -> dict[str, str]:
         "Repr-Digest": f"sha-256=:{digest}:",
         "Cache-Control": "private, no-cache",
     }
-
-
-def _names(if_none_match: str, etag: str) -> bool:
-    tags = [tag.strip().removeprefix("W/") for tag in if_none_match.split(",")]
-    return tags == ["*"] or etag in tags
 
 
 def _span(header: str, size: int) -> tuple[int, int] | None:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.api.datasets import ARCHIVE_BODY, receive
 from app.api.dependencies import After, Lethe, Limit, Page, Text, last_seen, moment, need, paged
+from app.api.once import Idempotent, IdempotentStream, tell
 from app.api.openapi import refusals
 from app.catalog.types import Rule
 from app.deployment import Deployment
@@ -133,17 +134,20 @@ class UploadOut(BaseModel):
 
 
 @router.post("/uploads", status_code=201, response_model=UploadOut, openapi_extra=ARCHIVE_BODY, responses=refusals(507))
-async def upload(request: Request, lethe: Lethe, key: Writer) -> dict[str, Any]:
+async def upload(
+    request: Request, response: Response, lethe: Lethe, key: Writer, once: IdempotentStream
+) -> dict[str, Any]:
     """Upload a model directory (config and safetensors) as a zip or tar; name its id in POST /v1/models within a day."""
     record = Upload(id=new_id("up"), created_by=key.actor)
     with tempfile.TemporaryFile(dir=scratch(lethe)) as body:
-        record.bytes = await receive(request, body, lethe.settings.max_upload_bytes)
-        await run_in_threadpool(keep_upload, lethe, record, body)
-    return {"id": record.id, "bytes": record.bytes}
+        record.bytes = await receive(request, body, lethe.settings.max_upload_bytes, once)
+        upload_id = await run_in_threadpool(once.made, lambda: keep_upload(lethe, record, body, once))
+    tell(once, response)
+    return {"id": upload_id, "bytes": record.bytes}  # of a repeated one, too: its body is the same
 
 
 @router.post("/models", status_code=201, response_model=ModelOut, responses=refusals(404, 409, 413, 507))
-def register(body: ModelIn, response: Response, lethe: Lethe, key: Writer) -> dict[str, Any]:
+def register(body: ModelIn, response: Response, lethe: Lethe, key: Writer, once: Idempotent) -> dict[str, Any]:
     """Register a base model as version 1. Only safetensors and known configs are accepted; the config must match
     the weights and name a class of the family. Every data set's labels must be the model's; for families whose
     catalogue entry says `labels_from: sets`, the labels of the sets are the model's. A threshold that the evaluation has
@@ -162,7 +166,8 @@ def register(body: ModelIn, response: Response, lethe: Lethe, key: Writer) -> di
         evaluation=body.evaluation,
         ladder=None if body.ladder is None else [rung.model_dump() for rung in body.ladder],
     )
-    model_id = register_model(lethe, new, key.actor)
+    model_id = once.made(lambda: register_model(lethe, new, key.actor, once))
+    tell(once, response)
     response.headers["Location"] = f"/v1/models/{body.name}"
     return _one(lethe, model_id, response)
 
@@ -181,7 +186,8 @@ def list_models(
 
 @router.get("/models/{name}", response_model=ModelOut)
 def get_model(name: str, response: Response, lethe: Lethe, key: Reader) -> dict[str, Any]:
-    """One model, by id or name. The ETag is for If-Match on PATCH."""
+    """One model, by id or name. The ETag is for If-Match on PATCH; it changes with each change, and when a new version is the
+    head."""
     return _one(lethe, name, response)
 
 
@@ -205,7 +211,8 @@ def change_model(
     changes = _changes(lethe, model, body)
     with lethe.store.write() as session:
         model = session.get_one(Model, model.id, with_for_update=True)
-        if if_match.strip() not in ("*", f'"{model.revision}"', str(model.revision)):
+        tags = [tag.strip() for tag in if_match.split(",")]
+        if tags != ["*"] and _etag(model, checkpoints.head(session, model.id).number) not in tags:
             raise PreconditionFailed
         if "labels" in changes:  # another change may have appended some since they were read
             changes["labels"] = list(dict.fromkeys([*model.labels, *changes["labels"]]))
@@ -253,8 +260,13 @@ def _one(lethe: Deployment, name: str, response: Response) -> dict[str, Any]:
     with lethe.store.read() as session:
         model = _find(session, name)
         head = checkpoints.head(session, model.id).number
-    response.headers["ETag"] = f'"{model.revision}"'
+    response.headers["ETag"] = _etag(model, head)
     return _out(model, head)
+
+
+def _etag(model: Model, head: int) -> str:
+    """Of all that an answer shows of a model."""
+    return f'"{model.revision}-{head}"'
 
 
 def _out(model: Model, head: int) -> dict[str, Any]:

@@ -3,13 +3,17 @@
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, BackgroundTasks, Depends, Query, Request, Response
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
+from fastapi.concurrency import run_in_threadpool
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from app.api.dependencies import After, Lethe, Limit, Page, Text, last_seen, moment, need, paged
+from app.api.dependencies import After, Lethe, Limit, Moment, Page, Text, last_seen, moment, need, paged
+from app.api.once import Idempotent, tell
 from app.api.openapi import refusals
+from app.api.waiting import Prefer, preferred, wait_until
 from app.curation import Wish
 from app.deployment import Deployment
 from app.errors import Conflict, NotFound
+from app.idempotency import Once
 from app.preview import contact_sheet
 from app.privacy import purge
 from app.privacy.sealing import KeyGone
@@ -104,10 +108,8 @@ class RequestIn(BaseModel):
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]*$",
         description="Your own id. Not a name: it is stored in plain.",
     )
-    requested_at: AwareDatetime | None = Field(
-        None, description="When the person asked; default now. Not in the future."
-    )
-    due_at: AwareDatetime | None = Field(
+    requested_at: Moment | None = Field(None, description="When the person asked; default now. Not in the future.")
+    due_at: Moment | None = Field(
         None,
         description="Until when it must be done; default 30 days after requested_at. At most ten years away; the nearest deadline runs first.",
     )
@@ -168,14 +170,34 @@ class RequestOut(BaseModel):
 
 
 @router.post("", status_code=202, response_model=RequestOut, responses=refusals(404, 409, 507))
-def post_request(
-    body: RequestIn, background: BackgroundTasks, response: Response, lethe: Lethe, key: Poster
+async def post_request(
+    body: RequestIn,
+    request: Request,
+    background: BackgroundTasks,
+    response: Response,
+    lethe: Lethe,
+    key: Poster,
+    once: Idempotent,
+    prefer: Prefer = None,
 ) -> dict[str, Any]:
-    """Ask that a model forget. 202: the request is stored and queued; poll `Location`. Refusals store nothing.
+    """Ask that a model forget. 202: the request is stored and queued; poll `Location`, or send `Prefer: wait=N`. Refusals
+    store nothing.
 
     With method auto each rung is a job of its own, from the model's head; the next one is queued when one misses the policy, or
     fails by what it ran."""
-    wish = Wish(
+    wish, sees_all = _wish(body), "requests:admin" in key.scopes
+    request_id = await run_in_threadpool(once.made, lambda: submit(lethe, wish, key.actor, sees_all, once))
+    tell(once, response)
+    if preferred(prefer) and not once.replayed:
+        await run_in_threadpool(ring, lethe.celery)  # now: what waits for the answer waits for the job
+    elif not once.replayed:
+        background.add_task(ring, lethe.celery)
+    await wait_until(lambda: _ended(lethe, request_id, key), prefer, request, response)
+    return await run_in_threadpool(_accepted, lethe, request_id, response, key)
+
+
+def _wish(body: RequestIn) -> Wish:
+    return Wish(
         model=body.model,
         concept=body.concept,
         dataset=body.forget.dataset if body.forget else None,
@@ -190,9 +212,6 @@ def post_request(
         requested_at=body.requested_at.timestamp() if body.requested_at else None,
         due_at=body.due_at.timestamp() if body.due_at else None,
     )
-    request_id = submit(lethe, wish, key.actor, "requests:admin" in key.scopes)
-    background.add_task(ring, lethe.celery)
-    return _accepted(lethe, request_id, response, key)
 
 
 @router.get("", response_model=Page[RequestOut], responses=refusals(404))
@@ -226,9 +245,15 @@ def list_requests(
     return {**page, "data": _rows(lethe, page["data"])}
 
 
-@router.get("/{request_id}", response_model=RequestOut)
+async def until_ended(
+    request_id: str, request: Request, response: Response, lethe: Lethe, key: Reader, prefer: Prefer = None
+) -> None:
+    await wait_until(lambda: _ended(lethe, request_id, key), prefer, request, response)
+
+
+@router.get("/{request_id}", response_model=RequestOut, dependencies=[Depends(until_ended)])
 def get_request(request_id: str, response: Response, lethe: Lethe, key: Reader) -> dict[str, Any]:
-    """One request, its jobs and its version."""
+    """One request, its jobs and its version; with `Prefer: wait=N`, when it has ended."""
     found = _find(lethe, request_id, key)
     if found.status in (Status.QUEUED, Status.RUNNING):
         response.headers["Retry-After"] = "1"
@@ -248,28 +273,38 @@ def get_preview(request_id: str, lethe: Lethe, key: Concept) -> Response:
 
 
 @router.post("/{request_id}/cancel", status_code=202, response_model=RequestOut, responses=refusals(409))
-def cancel_request(request_id: str, response: Response, lethe: Lethe, key: Poster) -> dict[str, Any]:
+def cancel_request(request_id: str, response: Response, lethe: Lethe, key: Poster, once: Idempotent) -> dict[str, Any]:
     """Cancel: at once while queued; a running job stops within seconds and its device is free. Ended requests: 409."""
     found = _find(lethe, request_id, key)
+    once.made(lambda: _cancel(lethe, found, key.actor, once))
+    tell(once, response)
+    return _accepted(lethe, found.id, response, key)
+
+
+def _cancel(lethe: Deployment, found: requests.Request, actor: str, once: Once) -> str:
     with lethe.store.write() as session:
-        job = jobs.ask_newest_to_cancel(session, found.id, key.actor)
+        once.claim(session, found.id)
+        job = jobs.ask_newest_to_cancel(session, found.id, actor)
         if job is None:
             raise Conflict("The request has ended.", code="illegal-transition")
         if job.status == jobs.Status.RUNNING:
-            history.write(session, key.actor, "job.cancel_asked", job.id, found.id)
+            history.write(session, actor, "job.cancel_asked", job.id, found.id)
     if job.status == jobs.Status.CANCELLED:
         purge.after_job(lethe.store, lethe.keyring, lethe.blobs, job.id, lethe.settings)
-    return _accepted(lethe, found.id, response, key)
+    return found.id
 
 
 @router.post("/{request_id}/retry", status_code=202, response_model=RequestOut, responses=refusals(409, 507))
 def retry_request(
-    request_id: str, background: BackgroundTasks, response: Response, lethe: Lethe, key: Poster
+    request_id: str, background: BackgroundTasks, response: Response, lethe: Lethe, key: Poster, once: Idempotent
 ) -> dict[str, Any]:
     """Queue a failed request again, as a new job: with method auto the first rung of the ladder that the model has now. 409
     when it did not fail or its forget set was purged."""
-    retry(lethe, _find(lethe, request_id, key), key.actor)
-    background.add_task(ring, lethe.celery)
+    found = _find(lethe, request_id, key)
+    once.made(lambda: retry(lethe, found, key.actor, once))
+    tell(once, response)
+    if not once.replayed:
+        background.add_task(ring, lethe.celery)
     return _accepted(lethe, request_id, response, key)
 
 
@@ -285,6 +320,10 @@ def _find(lethe: Deployment, request_id: str, key: ApiKey) -> requests.Request:
     if found is None or (found.created_by != key.actor and "requests:admin" not in key.scopes):
         raise NotFound("request")
     return found
+
+
+def _ended(lethe: Deployment, request_id: str, key: ApiKey) -> bool:
+    return _find(lethe, request_id, key).status not in (Status.QUEUED, Status.RUNNING)
 
 
 def _out(lethe: Deployment, request: requests.Request, key: ApiKey) -> dict[str, Any]:

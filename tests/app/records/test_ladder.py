@@ -9,8 +9,8 @@ from sqlalchemy.exc import IntegrityError
 
 from app.deployment import Deployment
 from app.errors import LeaseLost
-from app.records import outbox
 from app.records import job as jobs
+from app.records import outbox
 from app.records.job import Job
 from app.records.request import Request
 from tests.app.records.test_job import add_job, add_model, claim, read
