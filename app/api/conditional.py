@@ -40,7 +40,11 @@ def names(if_none_match: str, etag: str) -> bool:
 
 
 def _is_json(start: Message) -> bool:
-    return start["status"] == 200 and "json" in Headers(scope=start).get("content-type", "")
+    return start["status"] == 200 and _media_type(start).endswith("json")
+
+
+def _media_type(start: Message) -> str:
+    return Headers(scope=start).get("content-type", "").partition(";")[0].strip()
 
 
 def _tag(start: Message, body: Message, wanted: str | None) -> Message:

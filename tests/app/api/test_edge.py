@@ -157,7 +157,7 @@ def test_the_pages_of_docs_name_no_other_host(lethe: Deployment) -> None:
 def test_a_time_is_a_date_and_no_number(lethe: Deployment) -> None:
     admin = client(lethe)
     for since in ("0.5", "1700000000", "2027-01-31", "2027-01-31T00:00:00"):
-        refused(admin.get("/v1/history", params={"since": since}), 422, "invalid-input", "query.since")
-    assert admin.get("/v1/history", params={"since": "2027-01-31T00:00:00Z"}).status_code == 200
+        refused(admin.get("/v1/audit", params={"since": since}), 422, "invalid-input", "query.since")
+    assert admin.get("/v1/audit", params={"since": "2027-01-31T00:00:00Z"}).status_code == 200
     body = {"name": "x", "role": "requester", "expires_at": 4102444800}
     refused(admin.post("/v1/keys", json=body), 422, "invalid-input", "body.expires_at")
