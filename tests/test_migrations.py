@@ -71,11 +71,11 @@ def test_requests_of_before_become_ladders_of_one_rung_and_go_back(lethe: Deploy
 def test_a_log_of_before_is_numbered_and_its_readers_read_on(lethe: Deployment) -> None:
     config = migration._config()
     with lethe.store.write() as session:
-        config.attributes["connection"] = session.connection()
-        command.downgrade(config, "0005")
-    with lethe.store.write() as session:
         key, _ = api_keys.issue(session, lethe.pepper, name="old", role="admin", actor="test")
         key.scopes = ["models:read", "history:read", "keys:write"]
+    with lethe.store.write() as session:
+        config.attributes["connection"] = session.connection()
+        command.downgrade(config, "0005")
         history.write(session, "test", "thing.done", "of before")
     migration.upgrade(lethe.store)
     assert integrate(lethe.store) == 2
@@ -85,8 +85,8 @@ def test_a_log_of_before_is_numbered_and_its_readers_read_on(lethe: Deployment) 
     with lethe.store.write() as session:
         config.attributes["connection"] = session.connection()
         command.downgrade(config, "0005")
-    with lethe.store.read() as session:
-        assert api_keys.every(session)[0].scopes == ["models:read", "history:read", "keys:write"]
+        scopes = session.scalar(text("SELECT scopes FROM api_keys"))
+        assert "history:read" in scopes and "audit:read" not in scopes
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from fastapi.testclient import TestClient
@@ -27,9 +28,7 @@ def lethe(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
 
 def client(lethe: Deployment, role: str | None = "admin", **settings: object) -> TestClient:
     """Of a server with these settings, which counts anew."""
-    changed = Deployment(
-        Settings(data=lethe.settings.data, **settings), lethe.store, lethe.blobs, lethe.keyring, lethe.celery
-    )
+    changed = replace(lethe, settings=Settings(data=lethe.settings.data, **settings))
     headers = {"Authorization": f"Bearer {key_for(lethe, role)}"} if role else {}
     return TestClient(create_app(changed), headers=headers, raise_server_exceptions=False)
 
