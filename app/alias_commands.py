@@ -10,7 +10,7 @@ from app.client import Lethe
 from app.display import console, json_option
 
 reason_option = click.option(
-    "--reason", required=True, help="Why; kept in the history for ever, in plain: name no person."
+    "--reason", required=True, help="Why; kept in the audit for ever, in plain: name no person."
 )
 
 

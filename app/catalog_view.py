@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from app.catalog import ATTACKS, BACKBONES, EVALUATORS, FAMILIES, METHODS, METRICS, Parameter
+from app.catalog import ATTACKS, BACKBONES, EVALUATORS, FAMILIES, LADDERS, METHODS, METRICS, Parameter
 
 
 def catalogue() -> dict[str, Any]:
@@ -33,6 +33,10 @@ def catalogue() -> dict[str, Any]:
                 "evaluation": {key: _parameter(parameter, (name,)) for key, parameter in family.evaluation.items()},
                 "default_policy": {
                     kind: [vars(each) for each in thresholds] for kind, thresholds in family.default_policy.items()
+                },
+                "default_ladder": {
+                    kind: [{"method": rung.method, "recipe": dict(rung.recipe)} for rung in rungs]
+                    for kind, rungs in LADDERS[name].items()
                 },
             }
             for name, family in FAMILIES.items()

@@ -16,10 +16,11 @@ from rich.table import Column, Table
 
 from app import logs, migration
 from app.alias_commands import alias, rollback
+from app.audit_commands import audit
 from app.catalog_view import catalogue
 from app.client import DEFAULT_URL, Damaged, Lethe, Problem
 from app.deployment import deploy
-from app.display import Watcher, console, json_option, show_comparison, show_report
+from app.display import Watcher, console, json_option, show_comparison, show_report, show_rungs
 from app.embedded import run_embedded, wait_for_dependencies, worker_command
 from app.override_command import override
 from app.records import api_key as api_keys
@@ -60,6 +61,7 @@ def main() -> None:
 
 
 main.add_command(alias)
+main.add_command(audit)
 main.add_command(rollback)
 main.add_command(override)
 
@@ -87,6 +89,7 @@ def serve() -> None:
         port=settings().port,
         log_level="info",
         access_log=False,
+        timeout_graceful_shutdown=10,  # streams and waiting calls come again elsewhere
     )
 
 
@@ -111,7 +114,7 @@ def migrate(as_json: bool) -> None:
 
 @main.command("key")
 @click.option("--name", default="admin", help="A name to know it by.")
-@click.option("--role", type=click.Choice(["admin", "requester"]), default="admin")
+@click.option("--role", type=click.Choice(list(api_keys.ROLES)), default="admin", show_default=True)
 @json_option
 def make_key(name: str, role: str, as_json: bool) -> None:
     """Make an API key on the server's own machine and print it once."""
@@ -225,8 +228,10 @@ def upload(source: Path, role: str, name: str | None, as_json: bool) -> None:
 @click.option("--class-label", help="A label of the model.")
 @click.option("--dataset", help="Id of an uploaded forget set.")
 @click.option("--sample", "samples", multiple=True, help="Id of a sample of the train set; repeat.")
-@click.option("--method", default="salun", show_default=True)
-@click.option("--set", "settings_", multiple=True, metavar="NAME=VALUE", help="A hyper-parameter; repeat.")
+@click.option("--method", default="auto", show_default=True, help="auto climbs the model's ladder, cheapest first.")
+@click.option(
+    "--set", "settings_", multiple=True, metavar="NAME=VALUE", help="A hyper-parameter of a named method; repeat."
+)
 @click.option("--generate-forget", type=int, help="Images to make of the concept, when no registered set has any.")
 @click.option("--generate-retain", type=int, help="Images to make of what to keep, when the model has no retain set.")
 @click.option("--seed", default=0)
@@ -295,8 +300,16 @@ def list_requests(status: str | None, model: str | None, as_json: bool) -> None:
         made = ", generated" if each["forget_source"] == "generated" else ""
         forgets = f"{each['forget_count']} by {each['forget_kind']}{made}"
         version = "" if each["checkpoint"] is None else str(each["checkpoint"])
-        table.add_row(each["id"], each["status"], each["model"], each["method"], forgets, version, each["due_at"][:10])
+        table.add_row(each["id"], each["status"], each["model"], _tried(each), forgets, version, each["due_at"][:10])
     console.print(table)
+
+
+def _tried(request: dict[str, Any]) -> str:
+    """The method; with auto also the rung that was reached."""
+    if request["method"] != "auto":
+        return str(request["method"])
+    reached = request["jobs"][-1]
+    return f"auto: {reached['method']}, rung {reached['rung'] + 1} of {len(request['ladder'])}"
 
 
 @main.command()
@@ -309,7 +322,8 @@ def report(version: str, html: Path | None, as_json: bool) -> None:
     """What was measured: before, after, interval, target, threshold, n, verdict. Of a request, or of a version by its
     number, head (the default) or an alias."""
     with Lethe() as lethe:
-        model, number = _version(lethe, version)
+        request = _request(lethe, version)
+        model, number = _version(request, version)
         if html is not None:
             html.write_bytes(lethe.report_page(model, number))
             click.echo(json.dumps({"path": str(html)}) if as_json else f"The report is in {html}")
@@ -317,8 +331,10 @@ def report(version: str, html: Path | None, as_json: bool) -> None:
         document = lethe.report(model, number)
     if as_json:
         click.echo(json.dumps(document, indent=2))
-    else:
-        show_report(console, document)
+        return
+    if request is not None and len(request["jobs"]) > 1:
+        show_rungs(console, request)
+    show_report(console, document)
 
 
 @main.command()
@@ -328,22 +344,29 @@ def report(version: str, html: Path | None, as_json: bool) -> None:
 def compare(one: str, other: str, as_json: bool) -> None:
     """Two versions' reports side by side: values, intervals, the difference, and which rule each met."""
     with Lethe() as lethe:
-        found = lethe.compare(_version(lethe, one), _version(lethe, other))
+        found = lethe.compare(*(_version(_request(lethe, each), each) for each in (one, other)))
     if as_json:
         click.echo(json.dumps(found, indent=2))
     else:
         show_comparison(console, found)
 
 
-def _version(lethe: Lethe, named: str) -> tuple[str, int | str]:
-    """Model and version of a request's checkpoint, or of MODEL[:VERSION]."""
+def _request(lethe: Lethe, named: str) -> dict[str, Any] | None:
+    """The request, where one is named."""
     if not re.fullmatch(r"req_[0-9a-f]{28}", named):
+        return None
+    found: dict[str, Any] = lethe.call("GET", f"/v1/requests/{named}")
+    return found
+
+
+def _version(request: dict[str, Any] | None, named: str) -> tuple[str, int | str]:
+    """Model and version of a request's newest checkpoint, or of MODEL[:VERSION]."""
+    if request is None:
         model, _, number = named.partition(":")
         return model, number or "head"
-    found = lethe.call("GET", f"/v1/requests/{named}")
-    if found["checkpoint"] is None:
-        raise click.ClickException(f"The request is {found['status']} and has no version yet.")
-    return found["model"], found["checkpoint"]
+    if request["checkpoint"] is None:
+        raise click.ClickException(f"The request is {request['status']} and has no version yet.")
+    return request["model"], request["checkpoint"]
 
 
 @main.command()
@@ -380,7 +403,10 @@ def retry(request_id: str, as_json: bool) -> None:
 @main.command()
 @click.argument("version", metavar="MODEL[:VERSION]")
 @click.argument("target", type=click.Path(path_type=Path))
-@click.option("--reason", help="Needed for superseded and quarantined versions; kept in the history.")
+@click.option(
+    "--reason",
+    help="Needed for superseded and quarantined versions; kept in the audit for ever, in plain: name no person.",
+)
 @json_option
 def pull(version: str, target: Path, reason: str | None, as_json: bool) -> None:
     """Download a version (a number, an alias; default: head) into TARGET, checked by digest."""
@@ -401,6 +427,8 @@ def _watch(lethe: Lethe, request_id: str, as_json: bool) -> None:
     click.echo(
         json.dumps(done, indent=2) if as_json else f"{done['id']} {done['status']} {done['reason'] or ''}".strip()
     )
+    if len(done["jobs"]) > 1 and not as_json:
+        show_rungs(console, done)
     if done["status"] == "evaluation_failed" and not as_json:
         show_report(console, lethe.report(done["model"], done["checkpoint"]))
         why = {"broken_promise": "what an earlier request forgot has come back"}

@@ -11,6 +11,7 @@ import io
 import os
 import tempfile
 import time
+import uuid
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from app.comparison import compare
 ARCHIVE = {"Content-Type": "application/octet-stream"}
 PATIENT = httpx.Timeout(60.0, read=3600.0)  # the server unpacks, checks and stores before it answers
 DEFAULT_URL = "http://127.0.0.1:8765"
+TRIES = 4  # of what may be sent again: GET, and a POST with an Idempotency-Key
 ENDED = ("completed", "evaluation_failed", "failed", "cancelled", "reopened")
 
 
@@ -59,10 +61,26 @@ class Lethe:
         self.http.close()
 
     def call(self, method: str, path: str, **options: Any) -> Any:
-        """One request; the answer's JSON. Raises Problem for every refusal."""
-        response = self.http.request(method, path, **options)
+        """One request; the answer's JSON. Raises Problem for every refusal. What may be sent again is, when no answer
+        came or the server asked to wait."""
+        response = self._send(method, path, **options)
         _raise_for(response)
         return response.json() if response.content else None
+
+    def _send(self, method: str, path: str, **options: Any) -> httpx.Response:
+        repeatable = method == "GET" or "Idempotency-Key" in options.get("headers", {})
+        pause = 0.25
+        for _ in range(TRIES - 1 if repeatable else 0):
+            try:
+                response = self.http.request(method, path, **options)
+            except httpx.TransportError:
+                time.sleep(pause)
+            else:
+                if response.status_code not in (429, 503):
+                    return response
+                time.sleep(_asked_to_wait(response, pause))
+            pause *= 2
+        return self.http.request(method, path, **options)
 
     def pages(self, path: str, after: str | None = None, **filters: Any) -> Iterator[dict[str, Any]]:
         """Every item of a list, page by page, from the cursor `after` on."""
@@ -85,7 +103,7 @@ class Lethe:
 
     def register_model(self, source: Path, name: str, family: str, **options: Any) -> dict[str, Any]:
         """Upload a model directory and register it. Options: train, retain, test, judge, evaluators, policy,
-        evaluation."""
+        evaluation, ladder."""
         with _archive(source) as body:
             upload = self.call("POST", "/v1/uploads", content=_pieces(body), headers=ARCHIVE, timeout=PATIENT)
         given = {key: value for key, value in options.items() if value is not None}
@@ -95,9 +113,12 @@ class Lethe:
 
     def request(self, model: str, forget: dict[str, Any] | None = None, **options: Any) -> dict[str, Any]:
         """Post a deletion request; without `forget`, the option concept alone says what to forget. Further options:
-        method, recipe, generate, seed, reference, external_id, due_at, ..."""
+        method (auto), recipe, generate, seed, reference, external_id, due_at, ... However often the network fails, it is one
+        request."""
         given = {key: value for key, value in {**options, "forget": forget}.items() if value is not None}
-        answer: dict[str, Any] = self.call("POST", "/v1/requests", json={"model": model, **given})
+        answer: dict[str, Any] = self.call(
+            "POST", "/v1/requests", json={"model": model, **given}, headers={"Idempotency-Key": str(uuid.uuid4())}
+        )
         return answer
 
     def preview(self, request_id: str) -> bytes:
@@ -109,14 +130,15 @@ class Lethe:
     def wait(
         self, request_id: str, on_event: Callable[[dict[str, Any]], None] = lambda event: None, poll: float = 0.3
     ) -> dict[str, Any]:
-        """Follow a request to its end, handing each event of its newest job to `on_event`."""
-        seen: dict[str, int] = {}
+        """Follow a request to its end, handing each event of its jobs to `on_event`, one job after the other."""
+        told, seen = 0, 0  # jobs whose events were all handed over; of the next one, the number of the last event
         while True:
             request: dict[str, Any] = self.call("GET", f"/v1/requests/{request_id}")
-            job = request["jobs"][-1]["id"]
-            for event in self.pages(f"/v1/jobs/{job}/events", after=str(seen.get(job, 0))):
-                seen[job] = event["seq"]
-                on_event(event)
+            for number, job in enumerate(request["jobs"][told:], start=told):
+                told, seen = number, seen if number == told else 0
+                for event in self.pages(f"/v1/jobs/{job['id']}/events", after=str(seen)):
+                    seen = event["seq"]
+                    on_event(event)
             if request["status"] in ENDED:
                 return request
             time.sleep(poll)
@@ -186,6 +208,15 @@ class Lethe:
         _raise_for(response)
         return response.content
 
+    def audit_export(self, first: int = 1, last: int | None = None) -> Iterator[bytes]:
+        """The audit as JSON lines, in pieces; needs the scope audit:read."""
+        asked = {"from": first} | ({"to": last} if last is not None else {})
+        with self.http.stream("GET", "/v1/audit/export", params=asked) as response:
+            if response.is_error:
+                response.read()
+                _raise_for(response)
+            yield from response.iter_bytes()
+
     def pull(
         self,
         model: str,
@@ -248,6 +279,11 @@ def _raise_for(response: httpx.Response) -> None:
     kind = response.headers.get("content-type", "")
     document = response.json() if "json" in kind else {"status": response.status_code, "detail": response.reason_phrase}
     raise Problem(document)
+
+
+def _asked_to_wait(response: httpx.Response, otherwise: float) -> float:
+    asked = response.headers.get("retry-after", "")
+    return min(float(asked), 30.0) if asked.isascii() and asked.isdigit() else otherwise
 
 
 def _archive(source: Path | bytes) -> BinaryIO:

@@ -1,9 +1,10 @@
-"""What a server process holds: its settings, the database, the blobs, the keys and the bell."""
+"""What a server process holds: its settings, the database, the blobs, the keys, the bell and the decoders."""
 
 from dataclasses import dataclass
 
 from celery import Celery
 
+from app.decoding import Decoders
 from app.privacy.sealing import Keyring
 from app.queue import make_celery
 from app.records.session import Store
@@ -18,6 +19,7 @@ class Deployment:
     blobs: LocalBlobs
     keyring: Keyring
     celery: Celery
+    decoders: Decoders
 
     @property
     def pepper(self) -> bytes:
@@ -33,4 +35,5 @@ def deploy(settings: Settings) -> Deployment:
         blobs=LocalBlobs(settings.blob_root),
         keyring=Keyring(settings.key_root),
         celery=make_celery(settings),
+        decoders=Decoders(settings),
     )

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column, Table
 
-from app.figures import count, interval, kept, met, number, rule
+from app.figures import count, interval, kept, met, number, rule, rung
 
 console = Console(width=None if sys.stdout.isatty() else 160)  # a pipe has no width: nothing is cut off
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
@@ -94,12 +94,32 @@ def show_report(console: Console, report: dict[str, Any]) -> None:
         console.print(promise_table(report["promises"]))
     if report.get("left_out"):
         console.print(f"{report['left_out']} images of the retain set were left out: an earlier request forgot them")
+    if ladder := report.get("ladder"):
+        console.print(f"rung {ladder['rung'] + 1} of {ladder['rungs']} of the ladder: {ladder['method']}")
+        for each in ladder["earlier"]:
+            console.print(f"  before it {rung(each)}")
     if report.get("override"):
         said = report["override"]
         why = f": {escape(said['reason'])}" if said.get("reason") else ""
         console.print(f"released against its verdict on {said['at'][:10]}, {said['code'].replace('_', ' ')}{why}")
     why = f" ({', '.join(report['reasons'])})" if report.get("reasons") else ""
     console.print(f"verdict: [bold]{report['verdict']}[/]{why}   not tested: {', '.join(report.get('not_tested', []))}")
+
+
+def show_rungs(console: Console, request: dict[str, Any]) -> None:
+    """What each rung of a request's ladder came to, and the seconds that it took, of the method alone and of the whole job."""
+    table = Table("rung", "method", "status", "verdict", "version", "unlearning, s", "in all, s", box=SIMPLE)
+    for job in request["jobs"]:
+        table.add_row(
+            f"{job['rung'] + 1} of {len(request['ladder'])}",
+            job["method"],
+            job["error"] or job["status"],
+            job["verdict"] or "",
+            "" if job["version"] is None else str(job["version"]),
+            number(job["unlearning_seconds"]),
+            number(job["seconds"]),
+        )
+    console.print(table)
 
 
 def attack_table(attacks: list[dict[str, Any]]) -> Table:

@@ -10,6 +10,7 @@
     |- TooLarge              413     more bytes than a limit allows
     |- UnsupportedMedia      415     a body of another type than the route reads
     |- RangeNotSatisfiable   416     a byte range beyond the file
+    |- TooManyRequests       429     more calls than the key or the address may make
     |- StorageExhausted      507     no room for what was sent; nothing was kept
     |- Unavailable           503     a dependency is away; try again
     JobError                          why a job ended: a code, and whether another attempt may help
@@ -137,6 +138,19 @@ class RangeNotSatisfiable(LetheError):
     def __init__(self, size: int) -> None:
         super().__init__(
             f"The file has {size} bytes.", code="range-not-satisfiable", headers={"Content-Range": f"bytes */{size}"}
+        )
+
+
+class TooManyRequests(LetheError):
+    """The edge adds Retry-After and what is left."""
+
+    status_of_class = 429
+    title_of_class = "Too many calls"
+
+    def __init__(self, policy: str, quota: int, seconds: int) -> None:
+        super().__init__(
+            f"This {policy} may make {quota} calls in {seconds} seconds: try again after Retry-After.",
+            code="too-many-requests",
         )
 
 

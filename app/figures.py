@@ -1,4 +1,4 @@
-"""A figure of a report in words, for a terminal's table and for the page alike."""
+"""A figure or a rung of a report in words, for a terminal's table and for the page alike."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -44,3 +44,11 @@ def count(figure: Mapping[str, Any]) -> str:
 
 def met(figure: Mapping[str, Any]) -> str:
     return {True: "yes", False: "NO", None: "not measured" if figure["threshold"] else ""}[figure["passed"]]
+
+
+def rung(tried: Mapping[str, Any]) -> str:
+    """What a rung of a ladder came to, and what it cost."""
+    came_to = tried["error"] or ("" if tried["version"] is None else f"version {tried['version']} {tried['verdict']}")
+    parts = {"unlearning": tried["unlearning_seconds"], "in all": tried["seconds"]}
+    cost = ", ".join(f"{number(seconds)} s {what}" for what, seconds in parts.items() if seconds is not None)
+    return ", ".join(part for part in (f"{tried['method']}: {came_to or 'no version'}", cost) if part)

@@ -7,11 +7,12 @@ from fastapi import FastAPI
 
 from app.api import (
     aliases,
+    audit,
     checkpoints,
     datasets,
+    docs,
     downloads,
     health,
-    history,
     jobs,
     keys,
     models,
@@ -21,6 +22,7 @@ from app.api import (
     requests,
     schemas,
 )
+from app.audit.sequencer import Sequencer
 from app.deployment import Deployment, deploy
 from app.settings import settings
 from app.sweeper import Sweeper
@@ -33,6 +35,7 @@ ABOUT = """Ask a model to forget, and get a new version with evidence.
 3. `GET /v1/models/{name}/checkpoints/{number}/report` (or `/report.html`), then `/archive` or `/files/{path}`; `number` may
    be `head` or an alias.
 4. `PUT /v1/models/{name}/aliases/production` says which version serves, `POST .../rollback` takes it back.
+5. `GET /v1/audit` says who did what when; `/v1/audit/export` gives it to `lethe audit verify`, which needs no server.
 
 Every route needs `Authorization: Bearer <key>` but for the health routes, the catalogue and the schemas. Every error is an
 `application/problem+json` document (RFC 9457) with a stable `type`, the `request_id` that the server's log has and,
@@ -46,17 +49,21 @@ def create_app(lethe: Deployment | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def run(app: FastAPI) -> AsyncIterator[None]:
-        sweeper = Sweeper(deployment)
-        sweeper.start()
+        beside = (Sweeper(deployment), Sequencer(deployment.store))
+        for each in beside:
+            each.start()
+        deployment.decoders.start()
         yield
-        sweeper.stop()
+        for each in beside:
+            each.stop()
         deployment.store.close()
 
-    app = FastAPI(title="Lethe", version="0.1.0", description=ABOUT, lifespan=run)
+    app = FastAPI(title="Lethe", version="0.1.0", description=ABOUT, lifespan=run, docs_url=None, redoc_url=None)
     app.state.lethe = deployment
-    problems.install(app)
+    problems.install(app, deployment)
     about_models = (datasets, models, aliases, checkpoints, overrides, downloads)
-    for resource in (*about_models, requests, jobs, history, keys, schemas, health):
+    for resource in (*about_models, requests, jobs, audit, keys, schemas, health):
         app.include_router(resource.router)
+    docs.install(app)
     openapi.describe(app)
     return app

@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 
 from app.deployment import Deployment
 from app.errors import NotFound, PreconditionFailed, Refused
+from app.idempotency import UNKEYED, Once
 from app.privacy import purge
 from app.records import checkpoint as checkpoints
 from app.records import held_tombstone as held_tombstones
@@ -47,8 +48,10 @@ class Decision:
     if_match: str
 
 
-def override(lethe: Deployment, decision: Decision) -> None:
+def override(lethe: Deployment, decision: Decision, once: Once = UNKEYED) -> str:
+    """Returns the version's id."""
     with lethe.store.write() as session:
+        once.claim(session)
         version, request = _held(session, decision.model, decision.version)
         if not _matches(decision.if_match, version):
             raise PreconditionFailed
@@ -64,7 +67,9 @@ def override(lethe: Deployment, decision: Decision) -> None:
             )
         _release(session, version, request, decision)
         tombstones.lay(session, version.model_id, request.id, fingerprints)
+        once.settle(version.id)
     purge.purge_request(lethe.store, lethe.keyring, lethe.blobs, request.id, purge.FINAL)
+    return version.id
 
 
 def etag(version: Checkpoint) -> str:

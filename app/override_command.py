@@ -12,7 +12,7 @@ from app.override import Code
 @click.command()
 @click.argument("version", metavar="MODEL:VERSION")
 @click.option("--code", type=click.Choice([each.value for each in Code]), required=True, help="The kind of reason.")
-@click.option("--reason", required=True, help="Why; kept in the history for ever, in plain: name no person.")
+@click.option("--reason", required=True, help="Why; kept in the audit for ever, in plain: name no person.")
 @json_option
 def override(version: str, code: str, reason: str, as_json: bool) -> None:
     """Release a quarantined VERSION against its verdict, with all that passing would have done. Its report keeps the

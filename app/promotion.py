@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 
 from app.deployment import Deployment
 from app.errors import Forbidden, NotFound, PreconditionFailed, Refused
+from app.idempotency import UNKEYED, Once
 from app.records import alias as aliases
 from app.records import alias_move
 from app.records import checkpoint as checkpoints
@@ -64,9 +65,9 @@ def remove_alias(lethe: Deployment, step: Step) -> None:
         _close_again(session, model_id, step.actor)
 
 
-def roll_back(lethe: Deployment, step: Step, version: int | None, may_reopen: bool) -> list[str]:
-    """To `version`, or to where the alias was before. Returns the requests that it reopened."""
-    with _locked(lethe, step) as (session, model_id, alias):
+def roll_back(lethe: Deployment, step: Step, version: int | None, may_reopen: bool, once: Once = UNKEYED) -> str:
+    """To `version`, or to where the alias was before. Returns the id of its move, which names the requests it reopened."""
+    with _locked(lethe, step, once) as (session, model_id, alias):
         if alias is None:
             raise NotFound("alias")
         target = _held(session, model_id, _earlier(session, alias) if version is None else version)
@@ -78,29 +79,31 @@ def roll_back(lethe: Deployment, step: Step, version: int | None, may_reopen: bo
         for request_id in opened:
             why = {"alias": alias.name, "version": target.number, "why": step.reason}
             requests.move(session, request_id, requests.Status.REOPENED, step.actor, "rolled_back", why)
-        aliases.point(
+        move = aliases.point(
             session, model_id, step.alias, target.number, Kind.ROLLED_BACK, step.actor, step.reason, reopened=opened
         )
         _close_again(session, model_id, step.actor)
-    return opened
+        once.settle(str(move.id))
+    return str(move.id)
 
 
-def etag(alias: Alias, status: str) -> str:
+def etag(move_id: int, status: str) -> str:
     """Another one after each move, and when a completed request superseded the version meanwhile."""
-    return f'"{alias.move_id}-{status}"'
+    return f'"{move_id}-{status}"'
 
 
 @contextmanager
-def _locked(lethe: Deployment, step: Step) -> Iterator[tuple[Session, str, Alias | None]]:
+def _locked(lethe: Deployment, step: Step, once: Once = UNKEYED) -> Iterator[tuple[Session, str, Alias | None]]:
     """The alias under its model's lock: a move that comes at the same time waits, and then finds another ETag."""
     with lethe.store.write() as session:
+        once.claim(session)
         model = models.lock(session, step.model)
         if model is None:
             raise NotFound("model")
         alias = aliases.find(session, model.id, step.alias)
         if alias is not None and step.if_match is not None:
             tags = [tag.strip() for tag in step.if_match.split(",")]
-            present = etag(alias, checkpoints.statuses(session, model.id)[alias.version])
+            present = etag(alias.move_id, checkpoints.statuses(session, model.id)[alias.version])
             if tags != ["*"] and present not in tags:
                 raise PreconditionFailed
         yield session, model.id, alias

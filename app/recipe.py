@@ -1,7 +1,8 @@
-"""What was asked for, against the catalogue: recipes, evaluation settings and policies, resolved or refused."""
+"""What was asked for, against the catalogue: recipes, ladders, evaluation settings and policies, resolved or refused."""
 
 import math
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from app import catalog
@@ -9,38 +10,71 @@ from app.catalog import Attack, Metric, Parameter
 from app.errors import Refused
 
 MOST_TEXTS = 1000  # in one setting
+Ladder = list[dict[str, Any]]  # rungs: method and recipe
 
 
-def resolve_recipe(family: str, method: str, kind: str, recipe: dict[str, Any]) -> dict[str, Any]:
-    """The resolved recipe: what was asked, checked against the bounds, and the family's defaults for the rest."""
-    known = catalog.METHODS.get(method)
-    if known is None:
-        raise Refused(
-            "unknown-method", "method", "There is no such method.", f"Choose one of {', '.join(catalog.METHODS)}."
-        )
-    if family not in known.families:
-        possible = [name for name, other in catalog.METHODS.items() if family in other.families]
-        raise Refused(
-            "impossible-combination",
-            "method",
-            f"{method} does not run on {family}.",
-            f"Possible here: {', '.join(possible)}.",
-        )
+def resolve_ladder(
+    family: str, own: Ladder | None, kind: str, method: str, recipe: dict[str, Any] | None = None
+) -> Ladder:
+    """What a request runs, rung by rung: a named method is the only one; auto climbs the model's `own` ladder, else the
+    family's default. Every recipe is resolved."""
     if kind not in catalog.FAMILIES[family].forget_kinds:
         kinds = ", ".join(catalog.FAMILIES[family].forget_kinds)
         raise Refused(
             "impossible-combination", "forget", f"{family} cannot forget by {kind}.", f"Possible here: {kinds}."
         )
+    if method != catalog.AUTO:
+        return [{"method": method, "recipe": resolve_recipe(family, method, recipe or {})}]
+    if recipe:
+        rule, remedy = "auto takes its recipes from a ladder.", "Name a method, or PATCH the model's ladder."
+        raise Refused("impossible-combination", "recipe", rule, remedy)
+    default = catalog.LADDERS[family][catalog.FAMILIES[family].policy_kind(kind)]
+    return own or check_ladder(family, [vars(rung) for rung in default])
+
+
+def check_ladder(family: str, ladder: Sequence[Mapping[str, Any]]) -> Ladder:
+    """A model's rungs, each with its resolved recipe. One that repeats another would only miss again: equal seeds give
+    equal weights."""
+    rungs: Ladder = []
+    for position, each in enumerate(ladder):
+        field = f"ladder[{position}]"
+        rung = {"method": each["method"], "recipe": resolve_recipe(family, each["method"], each["recipe"], f"{field}.")}
+        if rung in rungs:
+            remedy = "Change a hyper-parameter, or leave it out."
+            raise Refused("repeated-rung", field, "An earlier rung is the same: this one would miss, too.", remedy)
+        rungs.append(rung)
+    return rungs
+
+
+def resolve_recipe(family: str, method: str, recipe: Mapping[str, Any], within: str = "") -> dict[str, Any]:
+    """The resolved recipe: what was asked, checked against the bounds, and the family's defaults for the rest. `within`:
+    where method and recipe stand in the body."""
+    known = catalog.METHODS.get(method)
+    if known is None:
+        possible = [*catalog.METHODS] if within else [catalog.AUTO, *catalog.METHODS]
+        raise Refused(
+            "unknown-method", f"{within}method", "There is no such method.", f"Choose one of {', '.join(possible)}."
+        )
+    if family not in known.families:
+        possible = [name for name, other in catalog.METHODS.items() if family in other.families]
+        raise Refused(
+            "impossible-combination",
+            f"{within}method",
+            f"{method} does not run on {family}.",
+            f"Possible here: {', '.join(possible)}.",
+        )
     unknown = sorted(set(recipe) - set(known.parameters))
     if unknown:
         raise Refused(
             "unknown-parameter",
-            _named("recipe", unknown[0]),
+            _named(f"{within}recipe", unknown[0]),
             f"{method} has no such parameter.",
             f"It has {', '.join(known.parameters)}.",
         )
     return {
-        name: checked(parameter, recipe[name], f"recipe.{name}") if name in recipe else parameter.default_for(family)
+        name: checked(parameter, recipe[name], f"{within}recipe.{name}")
+        if name in recipe
+        else parameter.default_for(family)
         for name, parameter in known.parameters.items()
     }
 

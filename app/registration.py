@@ -13,16 +13,16 @@ from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.orm import Session
 
 from app import catalog, weights
+from app.decoding import ArrivingSet
 from app.deployment import Deployment
 from app.errors import Conflict, NotFound, Refused
 from app.evaluators import REJECT_LABELS, real_labels, resolve_evaluators
-from app.privacy.archive import Limits
-from app.privacy.checkpoint_guard import DirectoryFacts, inspect_directory, unpack_model
-from app.privacy.imagefolder import read_imagefolder
-from app.privacy.images import ImageLimits, index_of, write_set
-from app.privacy.sealing import fingerprint, seal
+from app.idempotency import UNKEYED, Once
+from app.privacy.checkpoint_guard import DirectoryFacts, unpack_model
+from app.privacy.images import index_of, set_pieces
+from app.privacy.sealing import fingerprint, sealed_chunks
 from app.privacy.selection import label_map
-from app.recipe import check_evaluation, check_policy
+from app.recipe import check_evaluation, check_ladder, check_policy
 from app.records import checkpoint as checkpoints
 from app.records import dataset as datasets
 from app.records import intent as intents
@@ -53,6 +53,7 @@ class NewModel:
     policy: dict[str, list[dict[str, Any]]]
     evaluation: dict[str, Any]
     evaluators: dict[str, str]
+    ladder: list[dict[str, Any]] | None
 
 
 def check_name(lethe: Deployment, role: Role, name: str | None) -> None:
@@ -71,43 +72,57 @@ def check_name(lethe: Deployment, role: Role, name: str | None) -> None:
             raise _taken()
 
 
-def register_dataset(lethe: Deployment, archive: BinaryIO, role: Role, name: str | None, actor: str) -> str:
-    """Decode, re-encode and keep an imagefolder; role forget is sealed before anything reaches the disk."""
+def register_dataset(
+    lethe: Deployment, archive: BinaryIO, role: Role, name: str | None, actor: str, once: Once = UNKEYED
+) -> str:
+    """Keep an imagefolder as a confined process decodes and re-encodes it, picture by picture; role forget is sealed before
+    anything reaches the disk."""
     private = role == Role.FORGET
-    settings, key = lethe.settings, lethe.keyring.named_key("fingerprint")
-    decoded = read_imagefolder(
-        archive,
-        lambda pixels, shape: fingerprint(key, pixels, shape),
-        private=private,
-        limits=Limits(entries=settings.max_entries),
-        image_limits=ImageLimits(pixels=settings.max_pixels),
-    )
-    labels = [] if private else decoded.labels
-    dataset = Dataset(
-        id=new_id("ds"), name=name, role=role, labels=labels, count=len(decoded.samples), created_by=actor
-    )
-    images, index = write_set(decoded), json.dumps(index_of(decoded)).encode()
-    dataset.bytes = len(images)
-    with _new_key(lethe, dataset.key_id) as data_key:
+    dataset = Dataset(id=new_id("ds"), name=name, role=role, labels=[], created_by=actor)
+    with lethe.decoders.images(archive, private) as arriving, _new_key(lethe, dataset.key_id) as data_key:
+        images, index = _kept(arriving, dataset, lethe.keyring.named_key("fingerprint"))
         if data_key is not None:
-            images = seal(data_key, images, f"dataset/{dataset.id}".encode())
-            index = seal(data_key, index, f"dataset-index/{dataset.id}".encode())
+            images = sealed_chunks(data_key, images, f"dataset/{dataset.id}".encode())
+            index = sealed_chunks(data_key, index, f"dataset-index/{dataset.id}".encode())
         contents: dict[str, Content] = {dataset.blob: images, dataset.index_blob: index}
         with _published(lethe, contents) as blobs, lethe.store.write() as session:
+            once.claim(session, dataset.id)
             datasets.add(session, dataset)
             intents.fulfil(session, blobs)
     return dataset.id
 
 
-def keep_upload(lethe: Deployment, record: Upload, body: BinaryIO) -> None:
-    """Keep a model's archive until it is registered; the sweeper deletes it after a day."""
+def _kept(arriving: ArrivingSet, dataset: Dataset, key: bytes) -> tuple[Iterator[bytes], Iterator[bytes]]:
+    """The set's zip, and then its index, as they are to be stored; what the row says of the set is known after them."""
+    known: dict[str, Any] = {}
+
+    def index() -> dict[str, Any]:
+        decoded = arriving.decoded()
+        known.update(index_of(decoded, lambda digest: fingerprint(key, digest)))
+        dataset.count = len(decoded.samples)
+        dataset.labels = decoded.labels if dataset.role != Role.FORGET else []
+        return known
+
+    def images() -> Iterator[bytes]:
+        dataset.bytes = 0
+        for piece in set_pieces(arriving.pictures(), index):
+            dataset.bytes += len(piece)
+            yield piece
+
+    return images(), (json.dumps(content).encode() for content in (known,))
+
+
+def keep_upload(lethe: Deployment, record: Upload, body: BinaryIO, once: Once = UNKEYED) -> str:
+    """Keep a model's archive until it is registered; the sweeper deletes it after a day. Its id."""
     pieces = iter(lambda: body.read(1 << 20), b"")
     with _published(lethe, {record.blob: pieces}) as blobs, lethe.store.write() as session:
+        once.claim(session, record.id)
         uploads.add(session, record)
         intents.fulfil(session, blobs)
+    return record.id
 
 
-def register_model(lethe: Deployment, new: NewModel, actor: str) -> str:
+def register_model(lethe: Deployment, new: NewModel, actor: str, once: Once = UNKEYED) -> str:
     """Check a directory against its family, pack it as version 1 and store the model. Refused leaves nothing."""
     family = catalog.FAMILIES.get(new.family)
     if family is None:
@@ -116,11 +131,12 @@ def register_model(lethe: Deployment, new: NewModel, actor: str) -> str:
         )
     policy, evaluation = check_policy(new.family, new.policy), check_evaluation(new.family, new.evaluation)
     evaluators = resolve_evaluators(lethe, new.family, new.evaluators, evaluation)
+    ladder = None if new.ladder is None else check_ladder(new.family, new.ladder)
     with lethe.store.read() as session:
         if models.find(session, new.name):
             raise _taken()
     with _directory(lethe, new, actor) as directory:
-        facts = inspect_directory(directory, family, new.family)
+        facts = lethe.decoders.model(directory, new.family)
         named = {"train": new.train, "retain": new.retain, "test": new.test}
         columns = resolve_sets(lethe, new.family, _own_labels(family, facts), named, new.judge)
         model = Model(
@@ -130,17 +146,18 @@ def register_model(lethe: Deployment, new: NewModel, actor: str) -> str:
             policy=policy,
             evaluation=evaluation,
             evaluators=evaluators,
+            ladder=ladder,
             created_by=actor,
             **columns,
         )
-        _pack_and_store(lethe, model, directory, facts, new.upload)
+        _pack_and_store(lethe, model, directory, facts, new.upload, once)
     if new.upload:
         _drop_upload(lethe, new.upload)
     return model.id
 
 
 def _pack_and_store(
-    lethe: Deployment, model: Model, directory: Path, facts: DirectoryFacts, upload_id: str | None
+    lethe: Deployment, model: Model, directory: Path, facts: DirectoryFacts, upload_id: str | None, once: Once
 ) -> None:
     """Version 1: the whole directory as one pack, and the model's row; the upload that it came from is used up."""
     names = {kind: f"{kind}s/{model.id}" for kind in ("pack", "manifest")}
@@ -159,6 +176,7 @@ def _pack_and_store(
         )
         contents: dict[str, Content] = {names["pack"]: pack, names["manifest"]: weights.encode(manifest)}
         with _published(lethe, contents) as blobs, lethe.store.write() as session:
+            once.claim(session, model.id)
             models.add(session, model)
             checkpoints.add(session, base, model.created_by)
             intents.fulfil(session, blobs)

@@ -142,8 +142,8 @@ class Override(_Part):
 
     at: str
     code: str
-    by: str | None = Field(None, description="The key; only with the scope history:read.")
-    reason: str | None = Field(None, description="Only with the scope history:read.")
+    by: str | None = Field(None, description="The key; only with the scope audit:read.")
+    reason: str | None = Field(None, description="Only with the scope audit:read.")
 
 
 class Asked(_Part):
@@ -154,6 +154,26 @@ class Asked(_Part):
     )
     drawn: int = Field(description="Images drawn for this report, but for those with the base's label rows put back.")
     reused: int = Field(description="Images that an earlier report had drawn.")
+
+
+class EarlierRung(_Part):
+    """What was tried before on the ladder of `method: auto`, from the same request."""
+
+    method: str
+    version: int | None = Field(description="Number of the quarantined version; null where the rung failed before it.")
+    verdict: Literal["passed", "failed"] | None
+    error: str | None = Field(description="Why the rung failed, where it made no version.")
+    unlearning_seconds: float | None = Field(description="Of the method alone.")
+    seconds: float | None = Field(description="Of the whole job, in its last attempt.")
+
+
+class Ladder(_Part):
+    """Where this version stands on the ladder of `method: auto`."""
+
+    rung: int = Field(description="From 0.")
+    rungs: int
+    method: str
+    earlier: list[EarlierRung]
 
 
 class Report(_Part):
@@ -186,6 +206,9 @@ class Report(_Part):
     )
     trace: dict[str, Any] = Field(
         {}, description="What the method weighed and chose; its page in docs/methods says what."
+    )
+    ladder: Ladder | None = Field(
+        None, description="With method auto: which rung this is, and what earlier ones came to."
     )
     not_tested: list[str]
     pictures: list[str] = Field([], description="PNGs beside it; they need the scope requests:concept.")

@@ -80,6 +80,7 @@ def render(
         patches=[patch for patch in report.trace.get("patches") or [] if isinstance(patch, dict)],
         others=_others(report),
         number=figures.number,
+        rung=lambda each: figures.rung(each.model_dump()),
     )  # fmt: skip
 
 

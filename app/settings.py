@@ -7,7 +7,8 @@ With nothing set this is the embedded deployment in the folder `.lethe`. A produ
 from functools import lru_cache
 from pathlib import Path
 
-from pydantic import Field
+from limits import parse
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -47,6 +48,13 @@ class Settings(BaseSettings):
     )
     max_entries: int = Field(200_000, gt=0, description="Most entries in an archive.")
     max_pixels: int = Field(50_000_000, gt=0, description="Most pixels in one image.")
+    decoders: int = Field(4, gt=0, description="Most uploads that are decoded at a time; more wait.")
+    decoder_memory_mb: int = Field(
+        1536, ge=256, description="Address space of the process that decodes one upload; allow 30 bytes a pixel."
+    )
+    decoder_seconds: float = Field(
+        30.0, gt=0, description="How long decoding may take for an image, and in all for each 4 MiB of an archive."
+    )
     deadline_days: int = Field(30, gt=0, description="Days after which a request is due when it names no date.")
     unadopted_hours: float = Field(
         24.0, gt=0, description="Hours after which a sealed forget set that no request adopted is purged."
@@ -59,6 +67,23 @@ class Settings(BaseSettings):
     pack_grace_hours: float = Field(
         24.0, gt=0, description="Hours after which an upload whose intent is dead is deleted."
     )
+
+    rate_limit: str = Field(
+        "3000/minute", description="Calls that a key may make, such as 100/second or 5000/hour; empty: any number."
+    )
+    rate_limit_address: str = Field(
+        "300/minute", description="Calls that an address may make without a valid key; empty: any number."
+    )
+    https: bool = Field(
+        False, description="Whether clients come by HTTPS alone; then answers say so (Strict-Transport-Security)."
+    )
+
+    @field_validator("rate_limit", "rate_limit_address")
+    @classmethod
+    def rate(cls, limit: str) -> str:
+        if limit:
+            parse(limit)
+        return limit
 
     @property
     def database(self) -> str:

@@ -2,8 +2,6 @@
 
 import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from sqlalchemy import select as sql_select
@@ -14,12 +12,12 @@ from app import catalog
 from app.curation import Found, Wish, choose, kind_of
 from app.deployment import Deployment
 from app.errors import Conflict, NotFound, Refused
+from app.idempotency import UNKEYED, Once
 from app.privacy.sealing import seal
-from app.recipe import resolve_recipe
+from app.recipe import resolve_ladder
 from app.records import dataset as datasets
 from app.records import job as jobs
 from app.records import model as models
-from app.records import outbox
 from app.records import request as requests
 from app.records import tombstone as tombstones
 from app.records.base import new_id, now
@@ -31,13 +29,13 @@ CLOCK_SKEW = 300.0  # seconds that a client's clock may be ahead
 LONGEST_DEADLINE = 3653 * DAY
 
 
-def submit(lethe: Deployment, wish: Wish, actor: str, sees_all: bool) -> str:
+def submit(lethe: Deployment, wish: Wish, actor: str, sees_all: bool, once: Once = UNKEYED) -> str:
     """Returns the id of the request, durable once this returns. Raises Refused or NotFound; then nothing is stored."""
     kind = kind_of(wish)
     with lethe.store.read() as session:
         found = _look_up(session, wish, kind, actor, sees_all)
         clock = session.scalar(sql_select(now())) or time.time()
-    recipe = resolve_recipe(found.model.family, wish.method, kind, wish.recipe)
+    ladder = resolve_ladder(found.model.family, found.model.ladder, kind, wish.method, wish.recipe)
     requested, due = _dates(wish, clock, lethe.settings.deadline_days)
     source, what, count = choose(lethe, found, kind, wish)
     request = requests.Request(
@@ -49,7 +47,7 @@ def submit(lethe: Deployment, wish: Wish, actor: str, sees_all: bool) -> str:
         forget_count=count,
         forget_dataset_id=source.id if source else None,
         method=wish.method,
-        recipe=recipe,
+        ladder=ladder,
         seed=wish.seed,
         reference_id=found.reference.id if found.reference else None,
         requested_at=requested,
@@ -57,7 +55,7 @@ def submit(lethe: Deployment, wish: Wish, actor: str, sees_all: bool) -> str:
         created_by=actor,
         created_at=clock,
     )
-    return _store(lethe, request, source, what)
+    return _store(lethe, request, source, what, once)
 
 
 def _look_up(session: Session, wish: Wish, kind: str, actor: str, sees_all: bool) -> Found:
@@ -124,55 +122,35 @@ def _dates(wish: Wish, clock: float, deadline_days: int) -> tuple[float, float]:
     return requested, due
 
 
-def _store(lethe: Deployment, request: requests.Request, source: Dataset | None, what: dict[str, Any]) -> str:
-    """One transaction: the set is adopted, the request received, its job queued and the bell ordered."""
-    job = new_job(new_id("job"), request.id, request.model_id, request.due_at, request.created_at)
-    with _new_keys(lethe, request.key_id, job.key_id):
-        request.sealed = seal(
-            lethe.keyring.key(request.key_id), json.dumps(what).encode(), f"request/{request.id}".encode()
-        )
+def _store(
+    lethe: Deployment, request: requests.Request, source: Dataset | None, what: dict[str, Any], once: Once
+) -> str:
+    """One transaction: the set is adopted, the request received, its first job queued and the bell ordered."""
+    request.sealed = seal(
+        lethe.keyring.new_key(request.key_id), json.dumps(what).encode(), f"request/{request.id}".encode()
+    )
+    try:
         with lethe.store.write() as session:
+            once.claim(session, request.id)
             if source and source.sealed and not datasets.adopt(session, source, request.id):
                 raise Refused(
                     "dataset-adopted", "forget.dataset", "Another request has this forget set.", "Upload it again.", 409
                 )
             requests.add(session, request)
-            jobs.add(session, job)
-            outbox.put(session, "ring")
+            jobs.add(session, jobs.of_rung(request, 0, 0))
+    except OperationalError:  # the commit may have happened, and then the key is needed
+        raise
+    except BaseException:
+        lethe.keyring.destroy(request.key_id)
+        raise
     return request.id
 
 
-@contextmanager
-def _new_keys(lethe: Deployment, *key_ids: str) -> Iterator[None]:
-    """Keys that are destroyed again when the block, which stores what they seal, fails."""
-    try:
-        for key_id in key_ids:
-            lethe.keyring.new_key(key_id)
-        yield
-    except OperationalError:  # the commit may have happened, and then the keys are needed
-        raise
-    except BaseException:
-        for key_id in key_ids:
-            lethe.keyring.destroy(key_id)
-        raise
-
-
-def new_job(job_id: str, request_id: str, model_id: str, deadline: float, clock: float) -> jobs.Job:
-    return jobs.Job(
-        id=job_id,
-        request_id=request_id,
-        model_id=model_id,
-        status=jobs.Status.QUEUED,
-        deadline=deadline,
-        progress={},
-        created_at=clock,
-    )
-
-
-def retry(lethe: Deployment, request: requests.Request, actor: str) -> str:
-    """Queue a failed request again with a new job. Refused when its forget set is gone; Conflict when it did not fail."""
-    job_id = new_id("job")
-    with _new_keys(lethe, job_id), lethe.store.write() as session:
+def retry(lethe: Deployment, request: requests.Request, actor: str, once: Once = UNKEYED) -> str:
+    """Queue a failed request again with a new job: with auto the first rung of the ladder that the model has now. Refused
+    when its forget set is gone; Conflict when it did not fail."""
+    with lethe.store.write() as session:
+        once.claim(session, request.id)
         present = session.get_one(requests.Request, request.id, with_for_update=True)
         if present.status not in (requests.Status.FAILED, requests.Status.EVALUATION_FAILED):
             raise Conflict("Only a request that failed can be retried.", code="illegal-transition")
@@ -189,10 +167,12 @@ def retry(lethe: Deployment, request: requests.Request, actor: str) -> str:
                 409,
             )
         requests.move(session, request.id, requests.Status.QUEUED, actor, "retried")
-        clock = session.scalar(sql_select(now())) or time.time()
-        jobs.add(session, new_job(job_id, request.id, request.model_id, request.due_at, clock))
-        outbox.put(session, "ring")
-    return job_id
+        if present.method == catalog.AUTO:
+            model = session.get_one(Model, present.model_id)
+            present.ladder = resolve_ladder(model.family, model.ladder, present.forget_kind, present.method)
+        before = jobs.of_request(session, request.id)
+        jobs.add(session, jobs.of_rung(present, 0, before[-1].retry + 1))
+    return request.id
 
 
 def _forget_source(session: Session, wish: Wish, model: Model, actor: str, sees_all: bool) -> Dataset:

@@ -19,9 +19,9 @@ from app.privacy import purge
 from app.queue import ring
 from app.records import checkpoint as checkpoints
 from app.records import dataset as datasets
+from app.records import idempotency, leader, outbox
 from app.records import intent as intents
 from app.records import job as jobs
-from app.records import leader, outbox
 from app.records import request as requests
 from app.records import upload as uploads
 
@@ -68,6 +68,7 @@ def sweep(lethe: Deployment, actor: str = "sweeper") -> None:
         lambda: purge_old_data(lethe),
         lambda: delete_dead_blobs(lethe),
         lambda: delete_old_scratch(lethe),
+        lambda: forget_idempotency_keys(lethe),
     )
     for duty in duties:
         try:
@@ -128,6 +129,11 @@ def delete_dead_blobs(lethe: Deployment) -> None:
                     lethe.keyring.destroy(blob.split("/")[1])  # its upload died: what it sealed must not stay readable
                 lethe.blobs.delete(blob)
             intents.forget(session, blob)
+
+
+def forget_idempotency_keys(lethe: Deployment) -> None:
+    with lethe.store.write() as session:
+        idempotency.forget_old(session)
 
 
 def delete_old_scratch(lethe: Deployment) -> None:

@@ -219,7 +219,7 @@ def verdict_on_the_mean(figures: dict[str, float]) -> str:
 
 
 def pull(lethe: Lethe, model: str, number: int, folder: str) -> Path:
-    """A fresh download. The base is superseded by now, so a reason goes into the history."""
+    """A fresh download. The base is superseded by now, so a reason goes into the audit."""
     target = FOLDER / folder
     shutil.rmtree(target, ignore_errors=True)
     return lethe.pull(model, number, target, reason="the demo compares it with the new version")

@@ -7,10 +7,10 @@ import pytest
 from sqlalchemy import delete
 
 from app.queue import ring
-from app.records import history
 from app.records import job as jobs
 from app.records.outbox import OutboxEntry
 from app.submission import Wish, submit
+from tests.history import written
 from tests.running import Running, open_deployment
 
 
@@ -39,7 +39,7 @@ def submit_without_a_bell(running: Running) -> str:
 
 def claims(running: Running) -> list[str]:
     with running.lethe.store.read() as session:
-        return [entry.resource for entry in history.page(session, after=None, limit=500, action="job.claimed")]
+        return [entry.resource for entry in written(session, action="job.claimed")]
 
 
 def test_a_job_whose_bell_was_lost_is_found_by_looking(running: Running) -> None:
@@ -50,13 +50,15 @@ def test_a_job_whose_bell_was_lost_is_found_by_looking(running: Running) -> None
 
 
 def test_doubled_and_late_bells_do_nothing(running: Running) -> None:
-    posted = running.client.request("digits", {"samples": ["0/0"]}, recipe={"epochs": 1})
+    posted = running.client.request("digits", {"samples": ["0/0"]}, method="salun", recipe={"epochs": 1})
     for _ in range(20):
         assert ring(running.lethe.celery)
     done = running.client.wait(posted["id"])
     for _ in range(20):
         assert ring(running.lethe.celery)
-    later = running.client.wait(running.client.request("digits", {"samples": ["0/1"]}, recipe={"epochs": 1})["id"])
+    later = running.client.wait(
+        running.client.request("digits", {"samples": ["0/1"]}, method="salun", recipe={"epochs": 1})["id"]
+    )
     assert claims(running) == [done["jobs"][0]["id"], later["jobs"][0]["id"]]
     with running.lethe.store.read() as session:
         assert not jobs.claimable(session)

@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 import pytest
 
-from app.catalog import ATTACKS, BACKBONES, EVALUATORS, FAMILIES, METHODS, METRICS, Parameter
+from app.catalog import ATTACKS, AUTO, BACKBONES, EVALUATORS, FAMILIES, LADDERS, METHODS, METRICS, Parameter
+from app.recipe import check_ladder
 from app.settings import Settings
 
 ROOT = Path(__file__).parents[1]
@@ -196,3 +197,21 @@ def test_policies_name_metrics_of_their_family() -> None:
         assert thresholds
         for threshold in thresholds:
             assert key in METRICS[threshold.metric].families, threshold.metric
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_has_a_ladder_for_each_kind_and_each_rung_runs_on_it(name: str) -> None:
+    """check_ladder refuses an unknown method, another family's, a value out of bounds and a rung that repeats."""
+    assert set(LADDERS) == set(FAMILIES) and AUTO not in METHODS
+    assert set(LADDERS[name]) == set(FAMILIES[name].default_policy)
+    page = (ROOT / "docs" / "methods" / "README.md").read_text()
+    for kind, rungs in LADDERS[name].items():
+        assert 2 <= len(check_ladder(name, [vars(rung) for rung in rungs])) <= 8
+        assert rungs[-1].method == rungs[-2].method  # at last a stronger setting of the one before
+        shown_rungs = [
+            f"{rung.method}" + "".join(f" `{key}: {shown(value)}`" for key, value in rung.recipe.items())
+            for rung in rungs
+        ]
+        assert any(
+            f"`{name}`" in line and kind in line and " -> ".join(shown_rungs) in line for line in page.splitlines()
+        ), (name, kind, shown_rungs)

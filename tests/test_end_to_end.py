@@ -22,6 +22,7 @@ from app.report import Report
 from tests import pictures, tiny
 from tests.app import captioned
 from tests.app.test_report import beyond_the_schema
+from tests.history import settle
 from tests.running import Running, open_deployment, until
 
 ATTACKS: dict[str, Any] = {"relearning": {"steps": 2, "measured": 2}, "quantised_copies": {"measured": 2}}
@@ -42,7 +43,7 @@ def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 def test_samples_are_forgotten_and_the_weights_come_back(running: Running, tmp_path: Path) -> None:
     client = running.client
     ids = [sample["id"] for sample in client.pages("/v1/datasets/digits-train/samples")][:5]
-    posted = client.request("digits", {"samples": ids}, recipe={"epochs": 2}, concept="five of them")
+    posted = client.request("digits", {"samples": ids}, method="salun", recipe={"epochs": 2}, concept="five of them")
     kinds: list[str] = []
     done = client.wait(posted["id"], lambda event: kinds.append(event["data"].get("stage") or event["kind"]))
     assert done["status"] == "completed" and done["concept"] == "five of them" and done["forget_count"] == 5
@@ -77,7 +78,9 @@ def test_an_uploaded_set_is_forgotten_then_gone(running: Running, tmp_path: Path
     )  # fmt: skip
     forget = client.upload_dataset(pictures.imagefolder([2], 3, seed=5), "forget")
     assert forget["labels"] == [] and forget["sealed"]
-    done = client.wait(client.request(name, {"dataset": forget["id"]}, recipe={"steps": 2, "batch_size": 4})["id"])
+    done = client.wait(
+        client.request(name, {"dataset": forget["id"]}, method="salun", recipe={"steps": 2, "batch_size": 4})["id"]
+    )
     assert done["status"] == "completed"
     until(lambda: not running.lethe.keyring.exists(forget["id"]), "the key is destroyed")
     until(lambda: not running.lethe.blobs.exists(f"datasets/{forget['id']}/images"), "the bytes are deleted")
@@ -91,7 +94,7 @@ def test_an_uploaded_set_is_forgotten_then_gone(running: Running, tmp_path: Path
     client.call("PATCH", f"/v1/models/{name}", json={"retain": None}, headers={"If-Match": "*"})
     forget = client.upload_dataset(pictures.imagefolder([1], 3, seed=6), "forget")
     recipe = {"steps": 2, "batch_size": 4}
-    posted = client.request(name, {"dataset": forget["id"]}, recipe=recipe, generate={"retain": 4})
+    posted = client.request(name, {"dataset": forget["id"]}, method="salun", recipe=recipe, generate={"retain": 4})
     assert posted["forget_source"] == "uploaded" and client.wait(posted["id"])["status"] == "completed"
     assert client.report(name, 3)["generated"] == {"retain": 4}  # the base's own images were what it kept
 
@@ -131,8 +134,8 @@ def test_a_second_request_reuses_what_the_first_one_s_version_answered(running: 
 
 def test_versions_form_a_line_and_a_second_request_starts_at_the_head(running: Running) -> None:
     client = running.client
-    first = client.wait(client.request("digits", {"class_label": "0"}, recipe={"epochs": 1})["id"])
-    second = client.wait(client.request("digits", {"class_label": "1"}, recipe={"epochs": 1})["id"])
+    first = client.wait(client.request("digits", {"class_label": "0"}, method="salun", recipe={"epochs": 1})["id"])
+    second = client.wait(client.request("digits", {"class_label": "1"}, method="salun", recipe={"epochs": 1})["id"])
     versions = client.call("GET", "/v1/models/digits/checkpoints")
     assert [version["number"] for version in versions] == list(range(1, len(versions) + 1))
     assert [version["parent"] for version in versions] == [None, *range(1, len(versions))]
@@ -148,7 +151,7 @@ def test_a_damaged_checkpoint_fails_the_job_with_a_code(running: Running, tmp_pa
     content = bytearray(pack.read_bytes())
     content[-1] ^= 1
     pack.write_bytes(content)
-    done = client.wait(client.request("damaged", {"class_label": "0"}, recipe={"epochs": 1})["id"])
+    done = client.wait(client.request("damaged", {"class_label": "0"}, method="salun", recipe={"epochs": 1})["id"])
     assert (done["status"], done["reason"], done["checkpoint"]) == ("failed", "checkpoint_damaged", None)
     assert client.call("GET", "/v1/models/damaged")["head"] == 1
 
@@ -160,7 +163,9 @@ def test_a_later_request_never_trains_on_what_an_earlier_one_forgot(running: Run
     for label, (status, reason) in enumerate([("completed", None)] * 3 + [("failed", "nothing_retained")]):
         refusal = None
         try:
-            done = client.wait(client.request("shrinking", {"class_label": str(label)}, recipe={"epochs": 1})["id"])
+            done = client.wait(
+                client.request("shrinking", {"class_label": str(label)}, method="salun", recipe={"epochs": 1})["id"]
+            )
         except Problem as problem:
             refusal = problem.type.rsplit(":", 1)[-1].replace("-", "_")
         if label < 3:
@@ -178,19 +183,20 @@ def test_a_concept_alone_is_forgotten_by_a_network_of_words(running: Running, tm
     sets = {"retain": "album-retain", "test": "album-test", "policy": {"class_label": []}}
     made = client.register_model(tiny.write("clip", tmp_path / "clip"), "words", "clip", **sets)
     assert made["labels"] == ["park", "street"]
-    posted = client.request("words", concept="Anna", recipe=recipe)
+    posted = client.request("words", concept="Anna", method="salun", recipe=recipe)
     assert (posted["forget_kind"], posted["forget_count"], posted["forget_source"]) == ("concept", 2, "registered")
     assert client.preview(posted["id"]).startswith(b"\x89PNG")
     assert client.wait(posted["id"])["status"] == "completed"
     markers = [b"marvin-folder", b"marvin in the rain", b"marvin-concept"]
     person = captioned.archive([("marvin-folder", "marvin in the rain"), ("marvin-folder", None)], seed=9)
     forget = client.upload_dataset(person, "forget")
-    posted = client.request("words", {"dataset": forget["id"]}, concept="marvin-concept", recipe=recipe)
+    posted = client.request("words", {"dataset": forget["id"]}, concept="marvin-concept", method="salun", recipe=recipe)
     for _ in range(2):
         assert [path for path in running.settings.data.rglob("*") if path.is_file() and holds(path, markers)] == []
         assert client.wait(posted["id"])["status"] == "completed"
     assert client.call("GET", "/v1/models/words")["labels"] == ["park", "street"]
-    text = json.dumps([*client.pages("/v1/history"), client.report("words", 3), client.report("words", 2)])
+    settle(running.lethe.store)
+    text = json.dumps([*client.pages("/v1/audit"), client.report("words", 3), client.report("words", 2)])
     assert "marvin" not in text and "anna" not in text.lower()
 
 
@@ -202,14 +208,17 @@ def test_nothing_of_the_person_stays_in_the_clear(running: Running, tmp_path: Pa
     with zipfile.ZipFile(archive, "w") as file:
         file.writestr("1/zaphod-beeblebrox.png", picture)
     forget = client.upload_dataset(archive, "forget")
-    posted = client.request("private", {"dataset": forget["id"]}, concept="ford-prefect", recipe={"epochs": 1})
+    posted = client.request(
+        "private", {"dataset": forget["id"]}, concept="ford-prefect", method="salun", recipe={"epochs": 1}
+    )
     pixels = np.asarray(Image.open(io.BytesIO(picture))).tobytes()
     markers = [b"zaphod-beeblebrox", b"ford-prefect", picture[-60:-20], pixels[:40]]
     for _ in range(2):
         found = [path for path in running.settings.data.rglob("*") if path.is_file() and holds(path, markers)]
         assert found == []
         assert client.wait(posted["id"])["status"] == "completed"
-    text = json.dumps(list(client.pages("/v1/history"))) + json.dumps(client.report("private", 2))
+    settle(running.lethe.store)
+    text = json.dumps(list(client.pages("/v1/audit"))) + json.dumps(client.report("private", 2))
     assert "zaphod" not in text and "ford-prefect" not in text
 
 

@@ -12,11 +12,11 @@ from sqlalchemy import select, text
 from app import sweeper
 from app.deployment import Deployment, deploy
 from app.records import checkpoint as checkpoints
-from app.records import history
 from app.records.intent import Intent
 from app.records.job import Job
 from app.settings import Settings
 from tests import pictures
+from tests.history import written
 from tests.running import Running, open_deployment, until
 
 STAGES = ("loading", "unlearning", "evaluating", "registering")
@@ -89,10 +89,12 @@ def test_each_job_ends_once_after_a_kill(
     try:
         running.start("server", "gpu")
         running.add_classifier(tmp_path, images=150)
-        warm_up = running.client.request("digits", {"class_label": "0"}, recipe={"epochs": 1})
+        warm_up = running.client.request("digits", {"class_label": "0"}, method="salun", recipe={"epochs": 1})
         assert running.client.wait(warm_up["id"])["status"] == "completed"
         with slow_registration(running.lethe) if stage == "registering" else open_nothing():
-            posted = running.client.request("digits", {"class_label": "1"}, recipe={"epochs": 20, "batch_size": 16})
+            posted = running.client.request(
+                "digits", {"class_label": "1"}, method="salun", recipe={"epochs": 20, "batch_size": 16}
+            )
             job_id = posted["jobs"][0]["id"]
             kill_in_stage(running, job_id, victim, stage)
         if victim != "runner":
@@ -111,18 +113,23 @@ def open_nothing() -> Iterator[None]:
     yield
 
 
-def check_whole(running: Running, job_id: str, crashes: int) -> None:
-    """One checkpoint for the job, no pack lost or orphaned, and a history that tells every step."""
-    lethe = running.lethe
+def sweep_at_once(lethe: Deployment) -> None:
+    """What the sweeper does with the uploads of killed attempts after a day."""
     eager = deploy(Settings(data=lethe.settings.data, database_url=lethe.settings.database_url, pack_grace_hours=1e-9))
     sweeper.delete_dead_blobs(eager)
     eager.store.close()
+
+
+def check_whole(running: Running, job_id: str, crashes: int) -> None:
+    """One checkpoint for the job, no pack lost or orphaned, and a history that tells every step."""
+    lethe = running.lethe
+    sweep_at_once(lethe)
     with lethe.store.read() as session:
         job = session.get_one(Job, job_id)
         made = checkpoints.of_request(session, job.request_id)
         packs = {pack for pack in session.scalars(select(checkpoints.Checkpoint.pack)) if pack}
         intents = list(session.scalars(select(Intent.blob)))
-        entries = history.page(session, after=None, limit=200, request_id=job.request_id)
+        entries = written(session, request_id=job.request_id)
     assert (job.status, job.crashes, [each.job_id for each in made]) == ("succeeded", crashes, [job_id])
     assert set(lethe.blobs.list("packs/")) == packs and intents == []
     actions = [entry.action for entry in entries]
@@ -138,7 +145,9 @@ def test_two_crashes_end_the_job_as_worker_lost(tmp_path: Path) -> None:
     try:
         running.start("server", "gpu")
         running.add_classifier(tmp_path)
-        posted = running.client.request("digits", {"class_label": "1"}, recipe={"epochs": 1000, "batch_size": 1})
+        posted = running.client.request(
+            "digits", {"class_label": "1"}, method="salun", recipe={"epochs": 1000, "batch_size": 1}
+        )
         job_id = posted["jobs"][0]["id"]
         for _ in range(2):
             until(lambda: stage_of(running.lethe, job_id) == "unlearning", "the job unlearns")
@@ -158,7 +167,7 @@ def test_cancel_frees_the_runner_and_draining_resumes(tmp_path: Path) -> None:
         running.add_classifier(tmp_path)
         slow = {"epochs": 1000, "batch_size": 4}
         forget = running.client.upload_dataset(pictures.imagefolder([1], 2, seed=9), "forget")["id"]
-        posted = running.client.request("digits", {"dataset": forget}, recipe=slow)
+        posted = running.client.request("digits", {"dataset": forget}, method="salun", recipe=slow)
         job_id = posted["jobs"][0]["id"]
         until(lambda: stage_of(running.lethe, job_id) == "unlearning", "the job unlearns")
         until(lambda: running.lethe.blobs.exists(f"resume/{job_id}"), "resume state is saved")
@@ -188,7 +197,9 @@ def test_a_job_that_ignores_its_cancel_is_killed(tmp_path: Path) -> None:
     try:
         running.start("server", "gpu")
         running.add_classifier(tmp_path)
-        posted = running.client.request("digits", {"class_label": "1"}, recipe={"epochs": 1000, "batch_size": 1})
+        posted = running.client.request(
+            "digits", {"class_label": "1"}, method="salun", recipe={"epochs": 1000, "batch_size": 1}
+        )
         until(lambda: stage_of(running.lethe, posted["jobs"][0]["id"]) == "unlearning", "the job unlearns")
         runner = running.runner("gpu")
         assert runner is not None
@@ -196,7 +207,7 @@ def test_a_job_that_ignores_its_cancel_is_killed(tmp_path: Path) -> None:
         running.client.call("POST", f"/v1/requests/{posted['id']}/cancel")
         assert running.client.wait(posted["id"])["status"] == "cancelled"
         until(lambda: running.runner("gpu") not in (None, runner), "a fresh runner")
-        again = running.client.request("digits", {"class_label": "1"}, recipe={"epochs": 1})
+        again = running.client.request("digits", {"class_label": "1"}, method="salun", recipe={"epochs": 1})
         assert running.client.wait(again["id"])["status"] == "completed"
     finally:
         running.stop()

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
-from app.records import history
 from app.records.job import Job
+from tests.history import written
 from tests.running import Running
 from tests.services import fresh_database
 
@@ -23,7 +23,7 @@ def test_fifty_requests_on_three_workers(tmp_path: Path, postgres_server: str, r
             running.add_classifier(tmp_path, name=f"model-{model}")
         posted = [
             running.client.request(
-                f"model-{number % MODELS}", {"samples": [f"{number % 4}/{number // MODELS % 6}"]}, recipe={"epochs": 1},
+                f"model-{number % MODELS}", {"samples": [f"{number % 4}/{number // MODELS % 6}"]}, method="salun", recipe={"epochs": 1},
                 due_at=f"2030-01-{28 - number // MODELS:02d}T00:00:00Z",
             )
             for number in range(MODELS * EACH)
@@ -41,7 +41,7 @@ def test_fifty_requests_on_three_workers(tmp_path: Path, postgres_server: str, r
 def check_every_job_ran_once_alone_and_in_order(running: Running) -> None:
     with running.lethe.store.read() as session:
         jobs = list(session.scalars(select(Job)))
-        entries = history.page(session, after=None, limit=10_000)
+        entries = written(session)
     assert len(jobs) == MODELS * EACH and all(job.lease_token == 1 and job.crashes == 0 for job in jobs)
     by_id = {job.id: job for job in jobs}
     busy: dict[str, str] = {}

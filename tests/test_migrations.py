@@ -1,16 +1,22 @@
 """Migrations: from empty to the records' own schema, on both databases, any number of times."""
 
+import json
+
 import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import inspect, text
+from sqlalchemy import inspect, select, text
 
 from app import migration
+from app.audit.sequencer import integrate
 from app.deployment import Deployment
-from app.records import Record
+from app.records import Record, audit_entry, history
 from app.records import api_key as api_keys
+from app.records import job as jobs
 from app.records.model import Model
+from app.records.request import Request
+from tests.app.records.test_job import add_job, add_model
 
 
 def test_the_migrated_schema_is_the_records_schema(lethe: Deployment) -> None:
@@ -28,16 +34,16 @@ def test_upgrading_twice_changes_nothing(lethe: Deployment) -> None:
 def test_admin_keys_of_before_may_do_what_admins_may(lethe: Deployment) -> None:
     config = migration._config()
     with lethe.store.write() as session:
-        config.attributes["connection"] = session.connection()
-        command.downgrade(config, "0001")
-    with lethe.store.write() as session:
         for role in ("admin", "requester"):
             key, _ = api_keys.issue(session, lethe.pepper, name=role, role=role, actor="test")
             key.scopes = [scope for scope in key.scopes if scope not in ("requests:reopen", "checkpoints:override")]
+    with lethe.store.write() as session:
+        config.attributes["connection"] = session.connection()
+        command.downgrade(config, "0001")
     migration.upgrade(lethe.store)
     with lethe.store.read() as session:
         assert {key.role: set(key.scopes) for key in api_keys.every(session)} == {
-            role: set(scopes) for role, scopes in api_keys.ROLES.items()
+            role: set(api_keys.ROLES[role]) for role in ("admin", "requester")
         }
 
 
@@ -45,7 +51,7 @@ def test_models_of_before_have_no_evaluators(lethe: Deployment) -> None:
     config = migration._config()
     with lethe.store.write() as session:
         config.attributes["connection"] = session.connection()
-        command.downgrade(config, "0002")
+        command.downgrade(config, "0007")
         columns = "id, name, family, labels, policy, evaluation, created_by, created_at, revision"
         session.execute(
             text(f"INSERT INTO models ({columns}) VALUES ('m', 'm', 'clip', '[]', '{{}}', '{{}}', 'k', 1, 1)")
@@ -55,7 +61,52 @@ def test_models_of_before_have_no_evaluators(lethe: Deployment) -> None:
         assert session.get_one(Model, "m").evaluators == {}
 
 
-@pytest.mark.parametrize("index", ["uq_jobs_one_running_per_model", "ix_jobs_claimable"])
+def test_requests_of_before_become_ladders_of_one_rung_and_go_back(lethe: Deployment) -> None:
+    config = migration._config()
+    first = add_job(lethe, add_model(lethe))
+    with lethe.store.write() as session:
+        request = session.scalars(select(Request)).one()
+        jobs.add(session, jobs.of_rung(request, 0, 1))
+    with lethe.store.write() as session:
+        config.attributes["connection"] = session.connection()
+        command.downgrade(config, "0004")
+        (row,) = session.execute(text("SELECT method, recipe FROM requests")).all()
+        recipe = row.recipe if isinstance(row.recipe, dict) else json.loads(row.recipe)
+        assert (row.method, recipe) == ("salun", {"epochs": 1})
+    migration.upgrade(lethe.store)
+    with lethe.store.read() as session:
+        assert session.scalars(select(Request)).one().ladder == [{"method": "salun", "recipe": {"epochs": 1}}]
+        found = jobs.of_request(session, request.id)
+    assert [(job.method, job.recipe, job.rung, job.retry) for job in found] == [
+        ("salun", {"epochs": 1}, 0, retry) for retry in (0, 1)
+    ]
+    assert found[0].id == first
+
+
+def test_a_log_of_before_is_numbered_and_its_readers_read_on(lethe: Deployment) -> None:
+    config = migration._config()
+    with lethe.store.write() as session:
+        key, _ = api_keys.issue(session, lethe.pepper, name="old", role="admin", actor="test")
+        key.scopes = ["models:read", "history:read", "keys:write"]
+    with lethe.store.write() as session:
+        config.attributes["connection"] = session.connection()
+        command.downgrade(config, "0005")
+        history.write(session, "test", "thing.done", "of before")
+    migration.upgrade(lethe.store)
+    assert integrate(lethe.store) == 2
+    with lethe.store.read() as session:
+        assert [row.resource for _, row in audit_entry.between(session, 1, 9)] == [f"key:{key.id}", "of before"]
+        assert api_keys.every(session)[0].scopes == ["models:read", "audit:read", "keys:write"]
+    with lethe.store.write() as session:
+        config.attributes["connection"] = session.connection()
+        command.downgrade(config, "0005")
+        scopes = session.scalar(text("SELECT scopes FROM api_keys"))
+        assert "history:read" in scopes and "audit:read" not in scopes
+
+
+@pytest.mark.parametrize(
+    "index", ["uq_jobs_request_id_retry_rung", "uq_jobs_one_running_per_model", "ix_jobs_claimable"]
+)
 def test_the_indexes_that_the_engine_leans_on_exist(lethe: Deployment, index: str) -> None:
     with lethe.store.read() as session:
         names = {each["name"] for each in inspect(session.connection()).get_indexes("jobs")}

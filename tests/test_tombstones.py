@@ -33,7 +33,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 
 def forget(running: Running, samples: list[str]) -> str:
-    return str(running.client.request("digits", {"samples": samples}, recipe={"epochs": 1})["id"])
+    return str(running.client.request("digits", {"samples": samples}, method="salun", recipe={"epochs": 1})["id"])
 
 
 def marks(running: Running, name: str) -> list[str]:

@@ -81,13 +81,13 @@ def test_up_survives_its_worker_and_leaves_nothing_behind(start: Callable[[], Up
     client.upload_dataset(pictures.imagefolder(), "train", "set")
     directory = tiny.write("vit", tmp_path / "vit")
     client.register_model(directory, "m", "image_classifier", train="set", retain="set", policy={"class_label": []})
-    done = client.wait(client.request("m", {"class_label": "0"}, recipe={"epochs": 1})["id"])
+    done = client.wait(client.request("m", {"class_label": "0"}, method="salun", recipe={"epochs": 1})["id"])
     assert done["status"] == "completed"
 
     worker = first.worker()
     assert worker is not None
     os.kill(worker, signal.SIGKILL)
-    done = client.wait(client.request("m", {"class_label": "1"}, recipe={"epochs": 1})["id"])
+    done = client.wait(client.request("m", {"class_label": "1"}, method="salun", recipe={"epochs": 1})["id"])
     assert done["status"] == "completed" and first.worker() not in (None, worker)
 
     below = first.tree()

@@ -6,7 +6,7 @@ Everything here is one short transaction. LeaseLost means that another attempt o
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -14,6 +14,7 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from app.errors import JobError, LeaseLost
+from app.privacy.sealing import Keyring
 from app.records import job as jobs
 from app.records import job_event
 from app.records.session import Store
@@ -34,6 +35,16 @@ class Lease:
     def renew(self) -> bool:
         """Prolong by the lease's length. Returns whether the job should be cancelled."""
         return self._write(lambda session: jobs.renew(session, self.job_id, self.token, self.seconds))
+
+    def make_key(self, keyring: Keyring) -> None:
+        """The job's data key. A stale holder makes none."""
+
+        def make(session: Session) -> None:
+            jobs.renew(session, self.job_id, self.token, self.seconds)
+            with suppress(FileExistsError):  # the database was away at the commit
+                keyring.new_key(self.job_id)
+
+        self._write(make)
 
     def tell(self, kind: str, data: dict[str, Any], **job_values: Any) -> None:
         """An event, and what the job's row shows of it."""

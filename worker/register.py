@@ -9,6 +9,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy.orm import Session
+
+from app.catalog import AUTO
 from app.privacy.sealing import Keyring
 from app.records import checkpoint as checkpoints
 from app.records import held_tombstone as held_tombstones
@@ -16,6 +19,7 @@ from app.records import intent as intents
 from app.records import job as jobs
 from app.records import job_event
 from app.records import tombstone as tombstones
+from app.records.request import Request
 from app.records.session import Store
 from app.storage import LocalBlobs, StorageFull
 from worker.lease import Lease
@@ -30,7 +34,7 @@ def register(
     specification: Specification,
     result: dict[str, Any],
 ) -> None:
-    """`result`: paths of the pack, the manifest, pictures and answer sets in scratch; digest, changes and report."""
+    """`result`: paths of the pack, the manifest, pictures and answer sets in scratch; digest, changes, report and seconds."""
     kinds = ("pack", "manifest") if result["pack"] else ("manifest",)  # nothing changed: no pack
     names = {kind: f"{kind}s/{lease.job_id}-{lease.token}" for kind in kinds}
     pictures = {name: f"pictures/{lease.job_id}-{lease.token}/{name}" for name in result["pictures"]}
@@ -41,6 +45,7 @@ def register(
         job_event.write(session, lease.job_id, lease.token, "stage", {"stage": stage}, stage=stage, progress={})
         intents.declare(session, [*names.values(), *pictures.values(), *own], lease.job_id, lease.token)
         checkpoints.keep_answers(session, answers)
+        ladder = _place(session, lease)
     for kind, blob in names.items():
         blobs.put(blob, Path(result[kind]))
     for name, blob in pictures.items():
@@ -59,9 +64,10 @@ def register(
         manifest=names["manifest"],
         digest=result["digest"],
         changes=result["changes"],
-        report={**result["report"], "left_out": specification.left_out, "pictures": sorted(pictures)},
+        report={**result["report"], "left_out": specification.left_out, "pictures": sorted(pictures)} | ladder,
     )
     with store.write() as session:
+        jobs.write_as_holder(session, lease.job_id, lease.token, unlearning_seconds=result["unlearning_seconds"])
         details = {"verdict": result["report"]["verdict"]}
         why = "broken_promise" if "broken_promise" in result["report"].get("reasons", ()) else "threshold_missed"
         jobs.succeed(session, lease.job_id, lease.token, lease.worker, passed, details, why)
@@ -80,6 +86,27 @@ def keep_answers(blobs: LocalBlobs, keyring: Keyring, place: dict[str, str], pat
     keyring.keep(place["blob"].split("/")[1], base64.b64decode(place["key"]))
     with suppress(StorageFull):
         blobs.put(place["blob"], path)
+
+
+def _place(session: Session, lease: Lease) -> dict[str, Any]:
+    """With method auto, what the report says of the ladder: which rung this is, and what the earlier ones came to."""
+    request, job = session.get_one(Request, lease.request_id), session.get_one(jobs.Job, lease.job_id)
+    if request.method != AUTO:
+        return {}
+    made = checkpoints.of_jobs(session, [request.id])
+    tried = [each for each in jobs.of_request(session, request.id) if each.retry == job.retry and each.rung < job.rung]
+    earlier = [
+        {
+            "method": each.method,
+            "version": made[each.id][0] if each.id in made else None,
+            "verdict": made[each.id][1] if each.id in made else None,
+            "error": each.error["code"] if each.error else None,
+            "unlearning_seconds": each.unlearning_seconds,
+            "seconds": each.seconds,
+        }
+        for each in tried
+    ]
+    return {"ladder": {"rung": job.rung, "rungs": len(request.ladder), "method": job.method, "earlier": earlier}}
 
 
 def keep_resume_state(blobs: LocalBlobs, lease: Lease, path: str) -> str:

@@ -26,7 +26,7 @@ from worker.progress import Progress, ResumableProgress, Tell
 
 
 def run(specification: dict[str, Any], warm: Warm, tell: Tell, stop: Callable[[], str | None]) -> dict[str, Any]:
-    """Returns what the supervisor registers: paths in scratch, digest, changes and the report."""
+    """Returns what the supervisor registers: paths in scratch, digest, changes, the report and the seconds."""
     device = prepare_torch(specification)
     blobs = LocalBlobs(Path(specification["blob_root"]))
 
@@ -49,7 +49,8 @@ def run(specification: dict[str, Any], warm: Warm, tell: Tell, stop: Callable[[]
 
     passed = report.document["verdict"] == "passed"
     answers = answer_set.seal_sets(specification, material, kept, packed["digest"], passed)
-    return packed | {"answers": answers} | written(report, material.scratch)
+    told = {"answers": answers, "unlearning_seconds": round(seconds, 3)}
+    return packed | told | written(report, material.scratch)
 
 
 def unlearn(

@@ -83,7 +83,7 @@ def specify(
         what = read_wish(request, keyring)
         indexes = {name: read_index(dataset, keyring, blobs) for name, dataset in rows.sets.items()}
         keys = {name: keyring.key(dataset.key_id) for name, dataset in rows.sets.items() if dataset.key_id}
-        job_key = keyring.key(job.key_id)
+        job_key = _job_key(lease, keyring, job)
     except (KeyGone, BlobMissing, SealBroken):
         raise JobError("forget_set_purged", "The forget set is gone. Upload it again with a new request.") from None
     promises = _promises(rows, keyring, blobs)
@@ -99,10 +99,10 @@ def specify(
     message = {
         "job": job.id,
         "token": lease.token,
-        "method": request.method,
-        "recipe": request.recipe,
+        "method": job.method,
+        "recipe": job.recipe,
         "seed": request.seed,
-        "kind": policy_kind(model.family, request.forget_kind),
+        "kind": catalog.FAMILIES[model.family].policy_kind(request.forget_kind),
         "policy": model.policy,
         "evaluation": model.evaluation,
         "device": settings.device,
@@ -173,13 +173,12 @@ def _keeps(retain: list[int], index: Index, names: list[str], forgotten_before: 
     return any(names[numbers[index["samples"][at]["label"]]] not in forgotten_before for at in retain)
 
 
-def policy_kind(family: str, forget_kind: str) -> str:
-    """Which of a policy's lists applies: families that forget by label do so for an uploaded set, too, and a concept is
-    forgotten as a label is."""
-    kinds = catalog.FAMILIES[family].default_policy
-    if forget_kind == "concept" and "class_label" in kinds and "concept" not in kinds:
-        return "class_label"
-    return forget_kind if forget_kind in kinds else ("samples" if "samples" in kinds else "class_label")
+def _job_key(lease: Lease, keyring: Keyring, job: jobs.Job) -> bytes:
+    """Of the job's resume state, made by its first attempt while the row shows that it holds the lease: whoever ends the job
+    ends it later, and erases the key then. A crash in between leaves the key to the next attempt."""
+    if job.resume_blob is None and not keyring.exists(job.key_id):
+        lease.make_key(keyring)
+    return keyring.key(job.key_id)
 
 
 def _generate(

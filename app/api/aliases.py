@@ -7,6 +7,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 
 from app import promotion
 from app.api.dependencies import After, Lethe, Limit, Page, Text, moment, need, paged, position
+from app.api.once import Idempotent, tell
 from app.api.openapi import refusals
 from app.deployment import Deployment
 from app.errors import NotFound, Refused
@@ -24,9 +25,9 @@ from app.records.model import Model
 router = APIRouter(prefix="/v1/models/{name}/aliases", tags=["aliases"])
 Reader = Annotated[ApiKey, Depends(need("models:read"))]
 Writer = Annotated[ApiKey, Depends(need("models:write"))]
-Auditor = Annotated[ApiKey, Depends(need("history:read"))]
+Auditor = Annotated[ApiKey, Depends(need("audit:read"))]
 IfMatch = Annotated[str | None, Header()]
-WHY = "Why it moves; kept in the history for ever, in plain, so it must not name the person."
+WHY = "Why it moves; kept in the audit for ever, in plain, so it must not name the person."
 
 
 def _said(reason: str) -> str:
@@ -87,24 +88,11 @@ def list_aliases(name: str, lethe: Lethe, key: Reader) -> list[dict[str, Any]]:
     return [_out(model, alias, statuses[alias.version]) for alias in found]
 
 
-@router.get(
-    "/{alias}", response_model=AliasOut, responses={304: {"description": "If-None-Match names its present ETag."}}
-)
-def get_alias(
-    name: str,
-    alias: str,
-    response: Response,
-    lethe: Lethe,
-    key: Reader,
-    if_none_match: Annotated[str | None, Header()] = None,
-) -> Any:
+@router.get("/{alias}", response_model=AliasOut)
+def get_alias(name: str, alias: str, response: Response, lethe: Lethe, key: Reader) -> dict[str, Any]:
     """One alias. The ETag is for If-Match on PUT, DELETE and rollback; it changes with each move, and when the version is
     superseded."""
-    shown = _one(lethe, name, alias, response)
-    tags = [tag.strip().removeprefix("W/") for tag in (if_none_match or "").split(",")]
-    if response.headers["ETag"] in tags or tags == ["*"]:
-        return Response(status_code=304, headers={"ETag": response.headers["ETag"]})
-    return shown
+    return _one(lethe, name, alias, response)
 
 
 @router.put(
@@ -152,14 +140,23 @@ def remove_alias(
 
 @router.post("/{alias}/rollback", response_model=RollbackOut, responses=refusals(409, 412))
 def roll_back(
-    name: str, alias: str, body: RollbackIn, response: Response, lethe: Lethe, key: Writer, if_match: IfMatch = None
+    name: str,
+    alias: str,
+    body: RollbackIn,
+    response: Response,
+    lethe: Lethe,
+    key: Writer,
+    once: Idempotent,
+    if_match: IfMatch = None,
 ) -> dict[str, Any]:
     """Move an alias back, also to a superseded version; the head stays, so that no later version forgets less. Where the
     version lacks what a completed request forgot, the key needs the scope requests:reopen too, and each such request is
     `reopened` until no alias points at a version that lacks it. Send If-Match, and of two rollbacks at once one is refused."""
     step = Step(name, alias, body.reason, key.actor, if_match)
-    reopened = promotion.roll_back(lethe, step, body.to_version, may_reopen=REOPEN in key.scopes)
-    return {**_one(lethe, name, alias, response), "reopened": reopened}
+    may_reopen = REOPEN in key.scopes
+    move_id = once.made(lambda: promotion.roll_back(lethe, step, body.to_version, may_reopen, once))
+    tell(once, response)
+    return _rolled_back(lethe, int(move_id), response)
 
 
 @router.get("/{alias}/history", response_model=Page[MoveOut])
@@ -195,8 +192,26 @@ def _one(lethe: Deployment, name: str, alias_name: str, response: Response) -> d
         version = checkpoints.find(session, alias.model_id, alias.version) if alias else None
     if model is None or alias is None or version is None:
         raise NotFound("alias")
-    response.headers["ETag"] = promotion.etag(alias, version.status)
+    response.headers["ETag"] = promotion.etag(alias.move_id, version.status)
     return _out(model, alias, version.status)
+
+
+def _rolled_back(lethe: Deployment, move_id: int, response: Response) -> dict[str, Any]:
+    """Rendered from the move, so that a repeated answer tells the same whatever the alias did since."""
+    with lethe.store.read() as session:
+        move = session.get_one(AliasMove, move_id)
+        model = session.get_one(Model, move.model_id)
+        version = checkpoints.find(session, model.id, move.to_version or 0)
+    assert version is not None
+    response.headers["ETag"] = promotion.etag(move.id, version.status)
+    return {
+        "model": model.name,
+        "name": move.name,
+        "version": version.number,
+        "status": version.status,
+        "moved_at": moment(move.at),
+        "reopened": move.reopened,
+    }
 
 
 def _out(model: Model, alias: Alias, status: str) -> dict[str, Any]:

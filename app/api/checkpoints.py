@@ -19,6 +19,7 @@ from app.records import checkpoint as checkpoints
 from app.records import model as models
 from app.records.api_key import ApiKey
 from app.records.checkpoint import Checkpoint, Status
+from app.records.job import Job
 from app.records.model import Model
 from app.records.request import Request
 from app.report import Report
@@ -96,6 +97,7 @@ def get_report_page(name: str, number: str, lethe: Lethe, key: Reader) -> Respon
         pictures = {picture: _picture(lethe, checkpoint, picture) for picture in document.get("pictures", [])}
     with lethe.store.read() as session:
         request = session.get(Request, checkpoint.request_id) if checkpoint.request_id else None
+        job = session.get(Job, checkpoint.job_id) if checkpoint.job_id else None
     version = report_page.Version(
         model=model.name,
         family=model.family,
@@ -106,18 +108,18 @@ def get_report_page(name: str, number: str, lethe: Lethe, key: Reader) -> Respon
         digest=checkpoint.digest,
         changes=checkpoint.changes,
     )
-    page = report_page.render(version, document, _asked(request, key), pictures)
+    page = report_page.render(version, document, _asked(request, job, key), pictures)
     return HTMLResponse(page, headers={"Content-Security-Policy": report_page.POLICY, "Cache-Control": "no-store"})
 
 
-def _asked(request: Request | None, key: ApiKey) -> report_page.Asked | None:
-    """What the key may know of the request behind a version."""
-    if request is None or (request.created_by != key.actor and "requests:admin" not in key.scopes):
+def _asked(request: Request | None, job: Job | None, key: ApiKey) -> report_page.Asked | None:
+    """What the key may know of the request behind a version, and of the job that made it."""
+    if request is None or job is None or (request.created_by != key.actor and "requests:admin" not in key.scopes):
         return None
     return report_page.Asked(
         id=request.id,
-        method=request.method,
-        recipe=request.recipe,
+        method=job.method,
+        recipe=job.recipe,
         seed=request.seed,
         kind=request.forget_kind,
         count=request.forget_count,
@@ -131,7 +133,7 @@ def _report(checkpoint: Checkpoint, key: ApiKey) -> dict[str, Any]:
     if not report:
         raise NotFound("report: version 1 is the base as registered")
     if checkpoint.override is not None:
-        told = ("at", "code", "by", "reason") if "history:read" in key.scopes else ("at", "code")
+        told = ("at", "code", "by", "reason") if "audit:read" in key.scopes else ("at", "code")
         override = {**checkpoint.override, "at": moment(checkpoint.override["at"])}
         report = {**report, "override": {name: override[name] for name in told}}
     if "requests:concept" not in key.scopes:  # figures by label would tell which one was to be forgotten

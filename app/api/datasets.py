@@ -1,7 +1,7 @@
 """/v1/datasets: image sets, uploaded as one archive and streamed."""
 
+import os
 import tempfile
-from io import BytesIO
 from typing import Annotated, Any, BinaryIO
 
 from fastapi import APIRouter, Depends, Query, Request, Response
@@ -9,9 +9,11 @@ from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, Field
 
 from app.api.dependencies import After, Lethe, Limit, Page, last_seen, moment, need, paged, position
+from app.api.once import IdempotentStream, tell
 from app.api.openapi import refusals
 from app.deployment import Deployment
 from app.errors import Conflict, Forbidden, NotFound, TooLarge, UnsupportedMedia
+from app.idempotency import UNKEYED, Once
 from app.privacy import purge
 from app.privacy.selection import read_index
 from app.records import dataset as datasets
@@ -61,22 +63,40 @@ class SampleOut(BaseModel):
 
 @router.post("", status_code=201, response_model=DatasetOut, openapi_extra=ARCHIVE_BODY, responses=refusals(409, 507))
 async def upload(
-    request: Request, response: Response, lethe: Lethe, key: Writer, role: Role, name: Name = None
+    request: Request,
+    response: Response,
+    lethe: Lethe,
+    key: Writer,
+    once: IdempotentStream,
+    role: Role,
+    name: Name = None,
 ) -> dict[str, Any]:
     """Upload an image set: the body is a zip, tar or tar.gz imagefolder (one folder per label, or
     `metadata.jsonl`/`metadata.csv` with `file_name`, `label`, and a caption `text` if there is one). Images are re-encoded without metadata. A set of
     role `forget` is sealed before anything reaches the disk, has no name, and is purged after 24 hours unless a
     request adopts it."""
-    await run_in_threadpool(check_name, lethe, role, name)
+    if once is UNKEYED:  # else the name is taken when this is sent again
+        await run_in_threadpool(check_name, lethe, role, name)
     limit = lethe.settings.max_forget_bytes if role == Role.FORGET else lethe.settings.max_upload_bytes
-    with BytesIO() if role == Role.FORGET else tempfile.TemporaryFile(dir=scratch(lethe)) as body:
-        await receive(request, body, limit)
-        dataset_id = await run_in_threadpool(register_dataset, lethe, body, role, name, key.actor)
+    with _memory() if role == Role.FORGET else tempfile.TemporaryFile(dir=scratch(lethe)) as body:
+        await receive(request, body, limit, once)
+
+        def register() -> str:
+            check_name(lethe, role, name)
+            return register_dataset(lethe, body, role, name, key.actor, once)
+
+        dataset_id = await run_in_threadpool(once.made, register)
+    tell(once, response)
     response.headers["Location"] = f"/v1/datasets/{dataset_id}"
-    return await run_in_threadpool(_one, lethe, dataset_id, key)
+    return await run_in_threadpool(get_dataset, dataset_id, lethe, key)
 
 
-async def receive(request: Request, body: BinaryIO, limit: int) -> int:
+def _memory() -> BinaryIO:
+    """A file that is on no disk, and that the decoding process can be given."""
+    return open(os.memfd_create("upload"), "w+b")
+
+
+async def receive(request: Request, body: BinaryIO, limit: int, once: Once) -> int:
     """The archive in the request's body into a file, in pieces; TooLarge as soon as it passes the limit."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() not in ARCHIVES:
         raise UnsupportedMedia("a zip or tar archive, sent as " + ", ".join(ARCHIVES))
@@ -88,6 +108,7 @@ async def receive(request: Request, body: BinaryIO, limit: int) -> int:
         size += len(piece)
         if size > limit:
             raise TooLarge("body", limit)
+        once.read(piece)
         await run_in_threadpool(body.write, piece)
     body.seek(0)
     return size

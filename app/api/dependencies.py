@@ -7,11 +7,10 @@ from typing import Annotated, Any, Generic, TypeVar
 
 from fastapi import Depends, Query, Request, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from pydantic import AfterValidator, BaseModel, Field
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, Field
 
 from app.deployment import Deployment
 from app.errors import Forbidden, Refused, Unauthorized
-from app.records import api_key as api_keys
 from app.records.api_key import ApiKey
 
 _bearer = HTTPBearer(auto_error=False, description="An API key: `Authorization: Bearer lethe_...`")
@@ -25,14 +24,29 @@ def get_lethe(request: Request) -> Deployment:
 Lethe = Annotated[Deployment, Depends(get_lethe)]
 
 
-def get_key(lethe: Lethe, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> ApiKey:
+async def get_key(
+    request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+) -> ApiKey:
+    """The caller's, as the gate found it."""
     if credentials is None:
         raise Unauthorized("Send your key as `Authorization: Bearer lethe_...`.")
-    with lethe.store.read() as session:
-        key = api_keys.verify(session, lethe.pepper, credentials.credentials)
+    key: ApiKey | None = request.state.key
     if key is None:
         raise Unauthorized("This key is unknown, expired or revoked.")
+    await refuse_unknown_parameters(request)
     return key
+
+
+async def refuse_unknown_parameters(request: Request) -> None:
+    """A misspelt filter must not look like one that found everything."""
+    operations = request.app.openapi()["paths"][request.scope["route"].path_format]
+    operation = operations.get(request.method.lower()) or operations["get"]  # HEAD is not in the document
+    known = {each["name"] for each in operation.get("parameters", []) if each["in"] == "query"}
+    for name in request.query_params:
+        if name not in known:
+            shown = f"query.{name}" if re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", name) else "query.(unnamed)"
+            remedy = f"Leave it out; known are: {', '.join(sorted(known)) or 'none'}."
+            raise Refused("unknown-parameter", shown, "This operation has no such parameter.", remedy)
 
 
 def need(scope: str) -> Callable[..., ApiKey]:
@@ -55,6 +69,16 @@ def _storable(text: str) -> str:
 Text = Annotated[
     str, AfterValidator(_storable)
 ]  # JSON may hold what neither UTF-8 nor Postgres has: lone surrogates, NUL
+
+
+def _dated(text: object) -> object:
+    """A number would be read as seconds since 1970, which nobody promised."""
+    if not (isinstance(text, str) and re.match(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}", text)):
+        raise ValueError("it must be a date and time such as 2027-01-31T00:00:00Z")
+    return text
+
+
+Moment = Annotated[AwareDatetime, BeforeValidator(_dated)]
 Item = TypeVar("Item")
 
 

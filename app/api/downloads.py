@@ -12,6 +12,7 @@ from fastapi.responses import StreamingResponse
 
 from app import weights
 from app.api.checkpoints import Reader, find_checkpoint, manifest_of
+from app.api.conditional import names
 from app.api.dependencies import Lethe
 from app.api.openapi import refusals
 from app.deployment import Deployment
@@ -23,7 +24,8 @@ from app.weights import Manifest
 from app.weights.manifest import File
 
 router = APIRouter(prefix="/v1/models/{name}/checkpoints", tags=["checkpoints"])
-Reason = Annotated[str | None, Query(max_length=500, description="Why a superseded or quarantined version is needed.")]
+WHY = "Why a superseded or quarantined version is needed; kept in the audit for ever, in plain: name no person."
+Reason = Annotated[str | None, Query(max_length=500, description=WHY)]
 _RANGE = re.compile(r"bytes=([0-9]*)-([0-9]*)", re.IGNORECASE)
 _DIGITS = 30  # no file is longer, and no conversion of a header is dear
 _BINARY = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
@@ -54,7 +56,7 @@ def get_file(
 ) -> Response:
     """One file, byte for byte what `save_pretrained` wrote, stitched from packs. Range, If-Range, If-None-Match and
     HEAD are honoured; the ETag is the file's SHA-256. Superseded and quarantined versions need the scope
-    checkpoints:superseded and a reason, which goes into the history."""
+    checkpoints:superseded and a reason, which goes into the audit."""
     checkpoint = find_checkpoint(lethe, name, number)[1]
     manifest = manifest_of(lethe, checkpoint)
     found = next((file for file in manifest.files if file.path == path), None)
@@ -62,7 +64,7 @@ def get_file(
         raise NotFound("file")
     _admit(key, checkpoint, reason)
     headers = _file_headers(found)
-    if if_none_match is not None and _names(if_none_match, headers["ETag"]):
+    if if_none_match is not None and names(if_none_match, headers["ETag"]):
         return Response(status_code=304, headers=headers)
     if request.method == "HEAD":  # ranges are defined for GET alone
         return Response(headers=headers | {"Content-Length": str(found.size)}, media_type="application/octet-stream")
@@ -108,7 +110,7 @@ def _admit(key: ApiKey, checkpoint: Checkpoint, reason: str | None) -> None:
             "reason-missing",
             "reason",
             f"This version is {checkpoint.status}.",
-            "Add ?reason=... ; it is kept in the history.",
+            "Add ?reason=... ; it is kept in the audit; name no person.",
         )
 
 
@@ -135,11 +137,6 @@ def _file_headers(file: File) -> dict[str, str]:
         "Repr-Digest": f"sha-256=:{digest}:",
         "Cache-Control": "private, no-cache",
     }
-
-
-def _names(if_none_match: str, etag: str) -> bool:
-    tags = [tag.strip().removeprefix("W/") for tag in if_none_match.split(",")]
-    return tags == ["*"] or etag in tags
 
 
 def _span(header: str, size: int) -> tuple[int, int] | None:

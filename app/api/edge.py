@@ -1,4 +1,4 @@
-"""Around every route: the request's id, limits on what is read, and the last resort for a fault of ours.
+"""Around every route: the request's id, headers for safety, limits on what is read, and the last resort for a fault of ours.
 
 It stands where Starlette would raise a fault on to the server, whose log would quote the exception; an exception's
 text may hold personal data, so this is as far as it comes.
@@ -8,14 +8,23 @@ import uuid
 from collections.abc import Callable
 
 import structlog
+from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import Refused, TooLarge
+from app.rate_limits import Budget
 
 JSON_BYTES = 64 << 20
+SAFETY = {  # unless the route says otherwise: answers may tell about people, and none is a page to show in another
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Cache-Control": "no-store",
+}
+HSTS = {"Strict-Transport-Security": "max-age=31536000"}
 STREAMED = ("/v1/datasets", "/v1/uploads")  # their bodies go to a file in pieces, under limits of their own
 
 log = structlog.get_logger()
@@ -24,8 +33,9 @@ log = structlog.get_logger()
 class Edge:
     """`answer` makes a problem document of an exception."""
 
-    def __init__(self, app: ASGIApp, answer: Callable[[Request, Exception], Response]) -> None:
+    def __init__(self, app: ASGIApp, answer: Callable[[Request, Exception], Response], https: bool) -> None:
         self.app, self.answer = app, answer
+        self._safety = SAFETY | (HSTS if https else {})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -38,7 +48,12 @@ class Edge:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id.encode())]
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-Id"] = request_id
+                budget: Budget | None = scope["state"].get("budget")
+                headers.update(budget.headers if budget else {})
+                for name, value in self._safety.items():
+                    headers.setdefault(name, value)
             await send(message)
 
         with structlog.contextvars.bound_contextvars(http=request_id):

@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
 from app import migration
-from app.api.dependencies import Lethe
+from app.api.dependencies import Lethe, refuse_unknown_parameters
 from app.api.openapi import refusals
 from app.catalog_view import catalogue
 from app.errors import Unavailable
@@ -35,7 +35,7 @@ def readyz(lethe: Lethe) -> dict[str, Any]:
     return {"status": "ready", "schema": present}
 
 
-@router.get("/v1/catalog", tags=["catalog"])
+@router.get("/v1/catalog", tags=["catalog"], dependencies=[Depends(refuse_unknown_parameters)], responses=refusals(422))
 def get_catalog() -> dict[str, Any]:
     """Methods with their hyper-parameters, families and metrics: what a request may name."""
     return catalogue()

@@ -1,11 +1,17 @@
-"""/v1/jobs: the work behind a request, and what it tells while it runs."""
+"""/v1/jobs: the work behind a request, and what it tells while it runs: as a list, and as it happens."""
 
+import asyncio
+import time
+from collections.abc import AsyncIterable
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, Header, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel, Field
 
 from app.api.dependencies import After, Lethe, Limit, Page, moment, need, paged, position
+from app.api.waiting import Prefer, wait_until
 from app.deployment import Deployment
 from app.errors import NotFound
 from app.records import job as jobs
@@ -14,12 +20,18 @@ from app.records.api_key import ApiKey
 from app.records.request import Request as DeletionRequest
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+STREAM_SECONDS = 600.0  # then the client comes again, with a key that is checked again
+LOOK_SECONDS = 0.5
 Reader = Annotated[ApiKey, Depends(need("requests:read"))]
+LIVE = (jobs.Status.QUEUED, jobs.Status.RUNNING)
 
 
 class JobOut(BaseModel):
     id: str
     request: str
+    method: str
+    recipe: dict[str, Any] = Field(description="Resolved: every hyper-parameter.")
+    rung: int = Field(description="Of the request's ladder, from 0.")
     status: jobs.Status
     stage: str | None = Field(description="loading, unlearning, evaluating or registering, while it runs.")
     progress: dict[str, Any] = Field(description="step, total and seconds_left of the stage.")
@@ -27,6 +39,7 @@ class JobOut(BaseModel):
     crashes: int
     cancel_requested: bool
     error: dict[str, Any] | None
+    unlearning_seconds: float | None = Field(description="Of the method alone, once it succeeded.")
     deadline: str
     created_at: str
     started_at: str | None
@@ -42,15 +55,24 @@ class EventOut(BaseModel):
     )
 
 
-@router.get("/{job_id}", response_model=JobOut)
+async def until_ended(
+    job_id: str, request: Request, response: Response, lethe: Lethe, key: Reader, prefer: Prefer = None
+) -> None:
+    await wait_until(lambda: _find(lethe, job_id, key).status not in LIVE, prefer, request, response)
+
+
+@router.get("/{job_id}", response_model=JobOut, dependencies=[Depends(until_ended)])
 def get_job(job_id: str, response: Response, lethe: Lethe, key: Reader) -> dict[str, Any]:
-    """One job: its stage, how far it is, and why it failed."""
+    """One job: its stage, how far it is, and why it failed; with `Prefer: wait=N`, when it has ended."""
     job = _find(lethe, job_id, key)
-    if job.status in (jobs.Status.QUEUED, jobs.Status.RUNNING):
+    if job.status in LIVE:
         response.headers["Retry-After"] = "1"
     return {
         "id": job.id,
         "request": job.request_id,
+        "method": job.method,
+        "recipe": job.recipe,
+        "rung": job.rung,
         "status": job.status,
         "stage": job.stage,
         "progress": job.progress,
@@ -58,6 +80,7 @@ def get_job(job_id: str, response: Response, lethe: Lethe, key: Reader) -> dict[
         "crashes": job.crashes,
         "cancel_requested": job.cancel_requested,
         "error": job.error,
+        "unlearning_seconds": job.unlearning_seconds,
         "deadline": moment(job.deadline),
         "created_at": moment(job.created_at),
         "started_at": moment(job.started_at),
@@ -80,10 +103,48 @@ def list_events(
     with lethe.store.read() as session:
         found = job_event.page(session, job.id, after=position(after), limit=limit + 1)
     page = paged(found, limit, lambda event: str(event.seq), request, response)
-    events = [
-        {"seq": event.seq, "at": moment(event.at), "kind": event.kind, "data": event.data} for event in page["data"]
-    ]
-    return {**page, "data": events}
+    return {**page, "data": [_event(event) for event in page["data"]]}
+
+
+def first_look(
+    job_id: str,
+    lethe: Lethe,
+    key: Reader,
+    after: After = None,
+    last_event_id: Annotated[str | None, Header(max_length=64, description="Goes before `after`.")] = None,
+) -> tuple[str, int]:
+    """What can be refused before the stream begins. The job's id, and the number of the last event that the caller has."""
+    return _find(lethe, job_id, key).id, position(last_event_id or after)
+
+
+@router.get("/{job_id}/events/stream", response_class=EventSourceResponse)
+async def stream_events(
+    lethe: Lethe, start: Annotated[tuple[str, int], Depends(first_look)]
+) -> AsyncIterable[ServerSentEvent]:
+    """The same events as they happen (server-sent events): `id` is the number, `event` the kind, `data` the event. The last
+    one is `end`, with the job's status. After ten minutes the stream closes; come again with `Last-Event-ID`."""
+    job_id, seen = start
+    until = time.monotonic() + STREAM_SECONDS
+    while time.monotonic() < until:
+        ended, found = await run_in_threadpool(_since, lethe, job_id, seen)
+        for event in found:
+            seen = event.seq
+            yield ServerSentEvent(data=_event(event), event=event.kind, id=str(seen))
+        if ended and not found:
+            yield ServerSentEvent(data={"status": ended}, event="end")
+            return
+        await asyncio.sleep(0 if found else LOOK_SECONDS)
+
+
+def _since(lethe: Deployment, job_id: str, seen: int) -> tuple[str | None, list[job_event.JobEvent]]:
+    """The status, once it is final, and the next events. The status first: no event comes after it."""
+    with lethe.store.read() as session:
+        status = session.get_one(jobs.Job, job_id).status
+        return None if status in LIVE else status, job_event.page(session, job_id, after=seen, limit=100)
+
+
+def _event(event: job_event.JobEvent) -> dict[str, Any]:
+    return {"seq": event.seq, "at": moment(event.at), "kind": event.kind, "data": event.data}
 
 
 def _find(lethe: Deployment, job_id: str, key: ApiKey) -> jobs.Job:

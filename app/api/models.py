@@ -9,12 +9,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.api.datasets import ARCHIVE_BODY, receive
 from app.api.dependencies import After, Lethe, Limit, Page, Text, last_seen, moment, need, paged
+from app.api.once import Idempotent, IdempotentStream, tell
 from app.api.openapi import refusals
 from app.catalog.types import Rule
 from app.deployment import Deployment
 from app.errors import NotFound, PreconditionFailed, Refused
 from app.evaluators import resolve_evaluators
-from app.recipe import check_evaluation, check_policy, policy_warnings
+from app.recipe import check_evaluation, check_ladder, check_policy, policy_warnings
 from app.records import checkpoint as checkpoints
 from app.records import model as models
 from app.records.api_key import ApiKey
@@ -39,6 +40,15 @@ class ThresholdIn(BaseModel):
         "times_before_at_least, times_before_at_most: the value divided by the base's."
     )
     value: float = Field(strict=True, allow_inf_nan=False)
+
+
+class RungIn(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    method: str = Field(description="See GET /v1/catalog.")
+    recipe: dict[str, Any] = Field({}, description="Hyper-parameters; the family's defaults for the rest.")
+
+
+Rungs = Annotated[list[RungIn], Field(min_length=1, max_length=8)]
 
 
 class Source(BaseModel):
@@ -69,11 +79,14 @@ class ModelIn(BaseModel):
         description="How outputs are produced for the report; else the family's defaults. `attacks` names the attacks that "
         'run on every request, each with its parameters: {"relearning": {"steps": 20}}; see GET /v1/catalog.',
     )
+    ladder: Rungs | None = Field(
+        None, description="What `method: auto` tries, cheapest first; else the family's default by kind of forgetting."
+    )
 
 
 class ModelPatch(BaseModel):
     model_config = ConfigDict(extra="forbid")
-    """Only what is named changes; null takes a set or the judge away."""
+    """Only what is named changes; null takes a set or the judge away, and the ladder back to the family's default."""
 
     train: Text | None = None
     retain: Text | None = None
@@ -86,6 +99,7 @@ class ModelPatch(BaseModel):
     evaluation: dict[str, Any] | None = Field(
         None, description="Settings it does not name go back to the family's defaults, and attacks to none."
     )
+    ladder: Rungs | None = Field(None, description="For later requests and retries; the running ones keep theirs.")
 
 
 class Warned(BaseModel):
@@ -112,6 +126,9 @@ class ModelOut(BaseModel):
     evaluators: dict[str, str]
     policy: dict[str, Any]
     evaluation: dict[str, Any]
+    ladder: list[dict[str, Any]] | None = Field(
+        description="Of `method: auto`: method and resolved recipe of each rung. Null: the family's default, see GET /v1/catalog."
+    )
     warnings: list[Warned] = Field(description="Rules on a share that `evaluation` has too few images for.")
     head: int = Field(description="Number of the newest released checkpoint: the parent of the next version.")
     created_at: str
@@ -123,17 +140,20 @@ class UploadOut(BaseModel):
 
 
 @router.post("/uploads", status_code=201, response_model=UploadOut, openapi_extra=ARCHIVE_BODY, responses=refusals(507))
-async def upload(request: Request, lethe: Lethe, key: Writer) -> dict[str, Any]:
+async def upload(
+    request: Request, response: Response, lethe: Lethe, key: Writer, once: IdempotentStream
+) -> dict[str, Any]:
     """Upload a model directory (config and safetensors) as a zip or tar; name its id in POST /v1/models within a day."""
     record = Upload(id=new_id("up"), created_by=key.actor)
     with tempfile.TemporaryFile(dir=scratch(lethe)) as body:
-        record.bytes = await receive(request, body, lethe.settings.max_upload_bytes)
-        await run_in_threadpool(keep_upload, lethe, record, body)
-    return {"id": record.id, "bytes": record.bytes}
+        record.bytes = await receive(request, body, lethe.settings.max_upload_bytes, once)
+        upload_id = await run_in_threadpool(once.made, lambda: keep_upload(lethe, record, body, once))
+    tell(once, response)
+    return {"id": upload_id, "bytes": record.bytes}  # of a repeated one, too: its body is the same
 
 
 @router.post("/models", status_code=201, response_model=ModelOut, responses=refusals(404, 409, 413, 507))
-def register(body: ModelIn, response: Response, lethe: Lethe, key: Writer) -> dict[str, Any]:
+def register(body: ModelIn, response: Response, lethe: Lethe, key: Writer, once: Idempotent) -> dict[str, Any]:
     """Register a base model as version 1. Only safetensors and known configs are accepted; the config must match
     the weights and name a class of the family. Every data set's labels must be the model's; for families whose
     catalogue entry says `labels_from: sets`, the labels of the sets are the model's. A threshold that the evaluation has
@@ -151,8 +171,10 @@ def register(body: ModelIn, response: Response, lethe: Lethe, key: Writer) -> di
         policy=policy,
         evaluation=body.evaluation,
         evaluators=body.evaluators,
+        ladder=None if body.ladder is None else [rung.model_dump() for rung in body.ladder],
     )
-    model_id = register_model(lethe, new, key.actor)
+    model_id = once.made(lambda: register_model(lethe, new, key.actor, once))
+    tell(once, response)
     response.headers["Location"] = f"/v1/models/{body.name}"
     return _one(lethe, model_id, response)
 
@@ -171,7 +193,8 @@ def list_models(
 
 @router.get("/models/{name}", response_model=ModelOut)
 def get_model(name: str, response: Response, lethe: Lethe, key: Reader) -> dict[str, Any]:
-    """One model, by id or name. The ETag is for If-Match on PATCH."""
+    """One model, by id or name. The ETag is for If-Match on PATCH; it changes with each change, and when a new version is the
+    head."""
     return _one(lethe, name, response)
 
 
@@ -184,7 +207,7 @@ def change_model(
     key: Writer,
     if_match: Annotated[str | None, Header()] = None,
 ) -> dict[str, Any]:
-    """Change the sets, the judge, the evaluators, the policy or the evaluation. Needs If-Match with the model's ETag. Where labels come
+    """Change the sets, the judge, the evaluators, the policy, the evaluation or the ladder. Needs If-Match with the model's ETag. Where labels come
     from the sets, those of a new set are appended; none is ever taken away, so each keeps its number."""
     if if_match is None:
         raise Refused(
@@ -195,7 +218,8 @@ def change_model(
     changes = _changes(lethe, model, body)
     with lethe.store.write() as session:
         model = session.get_one(Model, model.id, with_for_update=True)
-        if if_match.strip() not in ("*", f'"{model.revision}"', str(model.revision)):
+        tags = [tag.strip() for tag in if_match.split(",")]
+        if tags != ["*"] and _etag(model, checkpoints.head(session, model.id).number) not in tags:
             raise PreconditionFailed
         if "labels" in changes:  # another change may have appended some since they were read
             changes["labels"] = list(dict.fromkeys([*model.labels, *changes["labels"]]))
@@ -229,6 +253,9 @@ def _changes(lethe: Deployment, model: Model, body: ModelPatch) -> dict[str, Any
         settings = changes.get("evaluation", model.evaluation)
         found = resolve_evaluators(lethe, model.family, named, settings)
         changes |= {"evaluators": found} if "evaluators" in sent else {}
+    if "ladder" in sent:
+        rungs = None if body.ladder is None else [rung.model_dump() for rung in body.ladder]
+        changes["ladder"] = None if rungs is None else check_ladder(model.family, rungs)
     if not changes:
         raise Refused("empty-change", "body", "It changes nothing.", "Name a field to change.")
     return changes
@@ -245,8 +272,13 @@ def _one(lethe: Deployment, name: str, response: Response) -> dict[str, Any]:
     with lethe.store.read() as session:
         model = _find(session, name)
         head = checkpoints.head(session, model.id).number
-    response.headers["ETag"] = f'"{model.revision}"'
+    response.headers["ETag"] = _etag(model, head)
     return _out(model, head)
+
+
+def _etag(model: Model, head: int) -> str:
+    """Of all that an answer shows of a model."""
+    return f'"{model.revision}-{head}"'
 
 
 def _out(model: Model, head: int) -> dict[str, Any]:
@@ -262,6 +294,7 @@ def _out(model: Model, head: int) -> dict[str, Any]:
         "evaluators": model.evaluators,
         "policy": model.policy,
         "evaluation": model.evaluation,
+        "ladder": model.ladder,
         "warnings": policy_warnings(model.family, model.policy, model.evaluation),
         "head": head,
         "created_at": moment(model.created_at),

@@ -4,8 +4,10 @@ from typing import Any
 
 from fastapi import FastAPI
 
+from app.api.gate import UNCOUNTED
+
 _WHEN = {
-    400: "The body is not JSON.",
+    400: "The body is not JSON, or the path or the query has the character NUL.",
     401: "No key, or one that is unknown, expired or revoked.",
     403: "The key lacks the scope that the operation needs.",
     404: "There is no such thing, or the key may not see it.",
@@ -16,6 +18,7 @@ _WHEN = {
     416: "The range begins beyond the end of the file; Content-Range tells the size.",
     422: "The input breaks a rule: `errors` names field, rule and remedy. Nothing was stored.",
     428: "If-Match is missing; or, for what is new, If-None-Match: *.",
+    429: "More calls than the key, or an address without a valid key, may make; Retry-After and RateLimit tell when to go on.",
     503: "A dependency does not answer; try again after Retry-After.",
     507: "There is no room for what was sent. Nothing was stored.",
 }
@@ -31,6 +34,7 @@ _TITLES = {
     416: ("Range beyond the file", "range-not-satisfiable"),
     422: ("Refused", "out-of-bounds"),
     428: ("Refused", "precondition-required"),
+    429: ("Too many calls", "too-many-requests"),
     503: ("Not now", "unavailable"),
     507: ("No room", "storage-full"),
 }
@@ -74,7 +78,7 @@ def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def describe(app: FastAPI) -> None:
-    """Make `app.openapi` add the schema, and 400, 401, 403, 404, 415 and 422 to the operations where they occur."""
+    """Make `app.openapi` add the schema, and 400, 401, 403, 404, 415, 422 and 429 to the operations where they occur."""
     plain = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -91,6 +95,7 @@ def describe(app: FastAPI) -> None:
                     del operation["responses"][
                         "422"
                     ]  # FastAPI's own: it has another shape, and texts cannot be invalid
+                _make_conditional(operation)
                 for status in _found(path, operation):
                     operation["responses"][str(status)] = _response(status)
                 operation["responses"] = dict(sorted(operation["responses"].items()))
@@ -99,20 +104,33 @@ def describe(app: FastAPI) -> None:
     app.openapi = openapi  # type: ignore[method-assign]
 
 
+def _make_conditional(operation: dict[str, Any]) -> None:
+    """JSON is answered with an ETag; only GET has JSON under 200 and no body to send."""
+    content = operation["responses"].get("200", {}).get("content", {})
+    if "requestBody" in operation or not any("json" in kind for kind in content):
+        return
+    operation["responses"]["304"] = {"description": "If-None-Match names the ETag of the answer before."}
+    about = "ETag of an answer that you have."
+    operation.setdefault("parameters", []).append(
+        {"name": "If-None-Match", "in": "header", "required": False, "schema": {"type": "string"}, "description": about}
+    )
+
+
 def _found(path: str, operation: dict[str, Any]) -> list[int]:
     """Which refusals an operation's own description implies."""
     parameters = operation.get("parameters", [])
     body = operation.get("requestBody", {}).get("content", {})
-    found = []
+    found = [] if path in UNCOUNTED else [429]
     if operation.get("security"):
-        found += [401, 403]
+        found += [401, 403, 422]  # 422: a parameter that the operation does not know
     if "{" in path:
         found.append(404)
     if body:
         found += [413, 415, 422]
-    if "application/json" in body:
+    named = any(parameter["in"] == "query" for parameter in parameters)
+    if "application/json" in body or named or "{" in path:
         found.append(400)
-    if any(parameter["in"] == "query" for parameter in parameters):
+    if named:
         found.append(422)
     return found
 

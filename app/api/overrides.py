@@ -9,6 +9,7 @@ from app import override
 from app.api.aliases import Reason
 from app.api.checkpoints import CheckpointOut, find_checkpoint, shown
 from app.api.dependencies import Lethe, need
+from app.api.once import Idempotent, tell
 from app.api.openapi import refusals
 from app.errors import Refused
 from app.override import OVERRIDE, Code, Decision
@@ -25,7 +26,7 @@ class OverrideIn(BaseModel):
     )
     code: Code = Field(description="The kind of reason, for whoever counts them.")
     reason: Reason = Field(
-        description="Why it is released; kept in the history for ever, in plain, so it must not name the person."
+        description="Why it is released; kept in the audit for ever, in plain, so it must not name the person."
     )
 
 
@@ -37,6 +38,7 @@ def override_verdict(
     response: Response,
     lethe: Lethe,
     key: Overrider,
+    once: Idempotent,
     if_match: Annotated[str | None, Header()] = None,
 ) -> dict[str, Any]:
     """Release a quarantined version against its verdict. All happens that passing would have done: it becomes the head,
@@ -49,5 +51,7 @@ def override_verdict(
             "precondition-required", "If-Match", "It must name the version's ETag.", "GET the version first.", 428
         )
     model, version, _ = find_checkpoint(lethe, name, number)
-    override.override(lethe, Decision(model.id, version.number, body.code, body.reason, key.actor, if_match))
+    decision = Decision(model.id, version.number, body.code, body.reason, key.actor, if_match)
+    once.made(lambda: override.override(lethe, decision, once))
+    tell(once, response)
     return shown(lethe, name, str(version.number), response)

@@ -14,7 +14,10 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
+from app.api.conditional import Conditional
 from app.api.edge import Edge
+from app.api.gate import Gate
+from app.deployment import Deployment
 from app.errors import StorageExhausted, Unavailable
 from app.storage import StorageFull
 
@@ -24,8 +27,8 @@ _CODES = {400: "not-json", 404: "not-found", 405: "method-not-allowed", 413: "to
 _FIELD = re.compile(r"[A-Za-z0-9_.\[\]-]{1,64}")
 
 
-def install(app: FastAPI) -> None:
-    """Expected errors are answered beside their route, faults and failing dependencies at the edge."""
+def install(app: FastAPI, lethe: Deployment) -> None:
+    """Expected errors are answered beside their route; the gate's, faults and failing dependencies at the edge."""
     handler = new_exception_handler(
         handlers={
             OSError: _of_storage,
@@ -42,7 +45,9 @@ def install(app: FastAPI) -> None:
     )
     for kind in (Problem, HTTPException, RequestValidationError):
         app.add_exception_handler(kind, handler)
-    app.add_middleware(Edge, answer=handler)
+    app.add_middleware(Conditional)
+    app.add_middleware(Gate, lethe=lethe)
+    app.add_middleware(Edge, answer=handler, https=lethe.settings.https)
 
 
 def _invalid(handler: Any, request: Request, error: RequestValidationError) -> Problem:
@@ -77,8 +82,17 @@ def _http(handler: Any, request: Request, error: HTTPException) -> Problem:
     headers = dict(error.headers) if error.headers else None
     if error.status_code == 400:
         return _problem("The body is not JSON.", "not-json", 400, [_NOT_JSON])
+    if error.status_code == 405 and headers:
+        headers["Allow"] = _allowed(request, headers.get("Allow", ""))
     code = _CODES.get(error.status_code, "http-error")
     return Problem(str(error.detail), type_=code, detail=str(error.detail), status=error.status_code, headers=headers)
+
+
+def _allowed(request: Request, one: str) -> str:
+    """Every method of the path: the router names those of one of its routes alone."""
+    route = request.scope.get("route")
+    documented = request.app.openapi()["paths"].get(getattr(route, "path_format", ""), {})
+    return ", ".join(sorted({verb.upper() for verb in documented} | {verb.strip() for verb in one.split(",")}))
 
 
 def _of_storage(handler: Any, request: Request, error: OSError) -> Problem:

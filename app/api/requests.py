@@ -3,13 +3,17 @@
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, BackgroundTasks, Depends, Query, Request, Response
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
+from fastapi.concurrency import run_in_threadpool
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from app.api.dependencies import After, Lethe, Limit, Page, Text, last_seen, moment, need, paged
+from app.api.dependencies import After, Lethe, Limit, Moment, Page, Text, last_seen, moment, need, paged
+from app.api.once import Idempotent, tell
 from app.api.openapi import refusals
+from app.api.waiting import Prefer, preferred, wait_until
 from app.curation import Wish
 from app.deployment import Deployment
 from app.errors import Conflict, NotFound
+from app.idempotency import Once
 from app.preview import contact_sheet
 from app.privacy import purge
 from app.privacy.sealing import KeyGone
@@ -85,8 +89,13 @@ class RequestIn(BaseModel):
     generate: Generate = Field(
         Generate(), description="For generators only: what to make where no registered set has any."
     )
-    method: str = Field("salun", description="See GET /v1/catalog.")
-    recipe: dict[str, Any] = Field({}, description="Hyper-parameters; the family's defaults for the rest.")
+    method: str = Field(
+        "auto",
+        description="auto climbs the model's ladder, cheapest first, until a rung meets the policy; or a method of GET /v1/catalog.",
+    )
+    recipe: dict[str, Any] = Field(
+        {}, description="Hyper-parameters of a named method; the family's defaults for the rest. auto takes none."
+    )
     seed: int = Field(
         0, ge=0, lt=2**53, strict=True, description="Of every random choice: equal seeds give equal weights."
     )
@@ -99,10 +108,8 @@ class RequestIn(BaseModel):
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]*$",
         description="Your own id. Not a name: it is stored in plain.",
     )
-    requested_at: AwareDatetime | None = Field(
-        None, description="When the person asked; default now. Not in the future."
-    )
-    due_at: AwareDatetime | None = Field(
+    requested_at: Moment | None = Field(None, description="When the person asked; default now. Not in the future.")
+    due_at: Moment | None = Field(
         None,
         description="Until when it must be done; default 30 days after requested_at. At most ten years away; the nearest deadline runs first.",
     )
@@ -114,17 +121,32 @@ class RequestIn(BaseModel):
         return self
 
 
+class Rung(BaseModel):
+    method: str
+    recipe: dict[str, Any] = Field(description="Resolved: every hyper-parameter.")
+
+
 class JobBrief(BaseModel):
+    """One rung of the ladder, in one climb of it: what ran, what came of it, and what it cost."""
+
     id: str
+    method: str
+    rung: int = Field(description="Of `ladder`, from 0.")
+    retry: int = Field(description="How often the request had been retried before.")
     status: jobs.Status
     stage: str | None
+    error: str | None = Field(description="A code: why it failed.")
+    verdict: Literal["passed", "failed"] | None = Field(description="Of the policy, once it was measured.")
+    version: int | None = Field(description="Number of the version that it made; missed the policy: in quarantine.")
+    unlearning_seconds: float | None = Field(description="Of the method alone.")
+    seconds: float | None = Field(description="Of the whole job, in its last attempt.")
 
 
 class RequestOut(BaseModel):
     id: str
     status: Status
     reason: str | None = Field(
-        description="A code, where the status needs one: worker_lost, threshold_missed, broken_promise, overridden, rolled_back, ..."
+        description="A code, where the status needs one: worker_lost, threshold_missed, broken_promise, next_rung, overridden, ..."
     )
     model: str
     external_id: str | None
@@ -134,12 +156,12 @@ class RequestOut(BaseModel):
     forget_source: Source = Field(
         description="Where they come from: an uploaded set, a registered one, or the base model, when the job runs."
     )
-    method: str
-    recipe: dict[str, Any] = Field(description="Resolved: every hyper-parameter.")
+    method: str = Field(description="As asked: auto, or a method's name.")
+    ladder: list[Rung] = Field(description="What runs, in this order, until a version meets the policy.")
     seed: int
     reference: str | None
-    jobs: list[JobBrief]
-    checkpoint: int | None = Field(description="Number of the version that this request made.")
+    jobs: list[JobBrief] = Field(description="Oldest first: one for each rung that was reached.")
+    checkpoint: int | None = Field(description="Number of the newest version that this request made.")
     requested_at: str
     due_at: str
     created_at: str
@@ -148,11 +170,34 @@ class RequestOut(BaseModel):
 
 
 @router.post("", status_code=202, response_model=RequestOut, responses=refusals(404, 409, 507))
-def post_request(
-    body: RequestIn, background: BackgroundTasks, response: Response, lethe: Lethe, key: Poster
+async def post_request(
+    body: RequestIn,
+    request: Request,
+    background: BackgroundTasks,
+    response: Response,
+    lethe: Lethe,
+    key: Poster,
+    once: Idempotent,
+    prefer: Prefer = None,
 ) -> dict[str, Any]:
-    """Ask that a model forget. 202: the request is stored and queued; poll `Location`. Refusals store nothing."""
-    wish = Wish(
+    """Ask that a model forget. 202: the request is stored and queued; poll `Location`, or send `Prefer: wait=N`. Refusals
+    store nothing.
+
+    With method auto each rung is a job of its own, from the model's head; the next one is queued when one misses the policy, or
+    fails by what it ran."""
+    wish, sees_all = _wish(body), "requests:admin" in key.scopes
+    request_id = await run_in_threadpool(once.made, lambda: submit(lethe, wish, key.actor, sees_all, once))
+    tell(once, response)
+    if preferred(prefer) and not once.replayed:
+        await run_in_threadpool(ring, lethe.celery)  # now: what waits for the answer waits for the job
+    elif not once.replayed:
+        background.add_task(ring, lethe.celery)
+    await wait_until(lambda: _ended(lethe, request_id, key), prefer, request, response)
+    return await run_in_threadpool(_accepted, lethe, request_id, response, key)
+
+
+def _wish(body: RequestIn) -> Wish:
+    return Wish(
         model=body.model,
         concept=body.concept,
         dataset=body.forget.dataset if body.forget else None,
@@ -167,9 +212,6 @@ def post_request(
         requested_at=body.requested_at.timestamp() if body.requested_at else None,
         due_at=body.due_at.timestamp() if body.due_at else None,
     )
-    request_id = submit(lethe, wish, key.actor, "requests:admin" in key.scopes)
-    background.add_task(ring, lethe.celery)
-    return _accepted(lethe, request_id, response, key)
 
 
 @router.get("", response_model=Page[RequestOut], responses=refusals(404))
@@ -203,9 +245,15 @@ def list_requests(
     return {**page, "data": _rows(lethe, page["data"])}
 
 
-@router.get("/{request_id}", response_model=RequestOut)
+async def until_ended(
+    request_id: str, request: Request, response: Response, lethe: Lethe, key: Reader, prefer: Prefer = None
+) -> None:
+    await wait_until(lambda: _ended(lethe, request_id, key), prefer, request, response)
+
+
+@router.get("/{request_id}", response_model=RequestOut, dependencies=[Depends(until_ended)])
 def get_request(request_id: str, response: Response, lethe: Lethe, key: Reader) -> dict[str, Any]:
-    """One request, its jobs and its version."""
+    """One request, its jobs and its version; with `Prefer: wait=N`, when it has ended."""
     found = _find(lethe, request_id, key)
     if found.status in (Status.QUEUED, Status.RUNNING):
         response.headers["Retry-After"] = "1"
@@ -225,28 +273,38 @@ def get_preview(request_id: str, lethe: Lethe, key: Concept) -> Response:
 
 
 @router.post("/{request_id}/cancel", status_code=202, response_model=RequestOut, responses=refusals(409))
-def cancel_request(request_id: str, response: Response, lethe: Lethe, key: Poster) -> dict[str, Any]:
+def cancel_request(request_id: str, response: Response, lethe: Lethe, key: Poster, once: Idempotent) -> dict[str, Any]:
     """Cancel: at once while queued; a running job stops within seconds and its device is free. Ended requests: 409."""
     found = _find(lethe, request_id, key)
+    once.made(lambda: _cancel(lethe, found, key.actor, once))
+    tell(once, response)
+    return _accepted(lethe, found.id, response, key)
+
+
+def _cancel(lethe: Deployment, found: requests.Request, actor: str, once: Once) -> str:
     with lethe.store.write() as session:
-        job = jobs.of_request(session, found.id)[-1]
-        if job.status not in (jobs.Status.QUEUED, jobs.Status.RUNNING):
+        once.claim(session, found.id)
+        job = jobs.ask_newest_to_cancel(session, found.id, actor)
+        if job is None:
             raise Conflict("The request has ended.", code="illegal-transition")
-        job = jobs.ask_to_cancel(session, job.id, key.actor)
         if job.status == jobs.Status.RUNNING:
-            history.write(session, key.actor, "job.cancel_asked", job.id, found.id)
+            history.write(session, actor, "job.cancel_asked", job.id, found.id)
     if job.status == jobs.Status.CANCELLED:
         purge.after_job(lethe.store, lethe.keyring, lethe.blobs, job.id, lethe.settings)
-    return _accepted(lethe, found.id, response, key)
+    return found.id
 
 
 @router.post("/{request_id}/retry", status_code=202, response_model=RequestOut, responses=refusals(409, 507))
 def retry_request(
-    request_id: str, background: BackgroundTasks, response: Response, lethe: Lethe, key: Poster
+    request_id: str, background: BackgroundTasks, response: Response, lethe: Lethe, key: Poster, once: Idempotent
 ) -> dict[str, Any]:
-    """Queue a failed request again, as a new job. 409 when it did not fail or its forget set was purged."""
-    retry(lethe, _find(lethe, request_id, key), key.actor)
-    background.add_task(ring, lethe.celery)
+    """Queue a failed request again, as a new job: with method auto the first rung of the ladder that the model has now. 409
+    when it did not fail or its forget set was purged."""
+    found = _find(lethe, request_id, key)
+    once.made(lambda: retry(lethe, found, key.actor, once))
+    tell(once, response)
+    if not once.replayed:
+        background.add_task(ring, lethe.celery)
     return _accepted(lethe, request_id, response, key)
 
 
@@ -264,13 +322,17 @@ def _find(lethe: Deployment, request_id: str, key: ApiKey) -> requests.Request:
     return found
 
 
+def _ended(lethe: Deployment, request_id: str, key: ApiKey) -> bool:
+    return _find(lethe, request_id, key).status not in (Status.QUEUED, Status.RUNNING)
+
+
 def _out(lethe: Deployment, request: requests.Request, key: ApiKey) -> dict[str, Any]:
     concept = _concept(lethe, request) if "requests:concept" in key.scopes else None
     return {**_rows(lethe, [request])[0], "concept": concept}
 
 
 def _rows(lethe: Deployment, found: list[requests.Request]) -> list[dict[str, Any]]:
-    """Requests without their concepts, with what belongs to them, in five queries whatever their number."""
+    """Requests without their concepts, with what belongs to them, in six queries whatever their number."""
     ids = [request.id for request in found]
     with lethe.store.read() as session:
         names = models.names(
@@ -278,13 +340,30 @@ def _rows(lethe: Deployment, found: list[requests.Request]) -> list[dict[str, An
         )
         work = jobs.of_requests(session, ids)
         made = checkpoints.numbers_of_requests(session, ids)
+        measured = checkpoints.of_jobs(session, ids)
         uploaded = datasets.sealed(session, {each for request in found if (each := request.forget_dataset_id)})
     own: dict[str, list[dict[str, Any]]] = {request_id: [] for request_id in ids}
     for job in work:
-        own[job.request_id].append({"id": job.id, "status": job.status, "stage": job.stage})
+        own[job.request_id].append(_brief(job, *measured.get(job.id, (None, None))))
     return [
         _row(request, names, own[request.id], made.get(request.id), _source(request, uploaded)) for request in found
     ]
+
+
+def _brief(job: jobs.Job, version: int | None, verdict: str | None) -> dict[str, Any]:
+    return {
+        "id": job.id,
+        "method": job.method,
+        "rung": job.rung,
+        "retry": job.retry,
+        "status": job.status,
+        "stage": job.stage,
+        "error": job.error["code"] if job.error else None,
+        "verdict": verdict,
+        "version": version,
+        "unlearning_seconds": job.unlearning_seconds,
+        "seconds": job.seconds,
+    }
 
 
 def _source(request: requests.Request, uploaded: set[str]) -> Source:
@@ -307,7 +386,7 @@ def _row(
         "forget_count": request.forget_count,
         "forget_source": source,
         "method": request.method,
-        "recipe": request.recipe,
+        "ladder": request.ladder,
         "seed": request.seed,
         "reference": names.get(request.reference_id or ""),
         "jobs": work,

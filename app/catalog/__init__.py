@@ -1,4 +1,4 @@
-"""What may be requested: methods, families, metrics and attacks, with bounds, defaults and sources.
+"""What may be requested: methods, ladders of methods, families, metrics and attacks, with bounds, defaults and sources.
 
 The one name of a thing is its key here: it is also the module name under `worker/`, the value in the
 database, the word in the API and the id of its tests. Nothing here imports torch, so the server can refuse
@@ -9,16 +9,19 @@ from app.catalog.attacks import ATTACKS
 from app.catalog.evaluators import BACKBONES, EVALUATORS
 from app.catalog.families import CLASSIFIER, FAMILIES
 from app.catalog.intervals import LEVEL, n_needed, wilson
+from app.catalog.ladders import AUTO, LADDERS, Rung
 from app.catalog.methods import METHODS
 from app.catalog.metrics import METRICS
 from app.catalog.types import Attack, Backbone, Evaluator, Family, Files, Method, Metric, Parameter, Threshold
 
 __all__ = [
     "ATTACKS",
+    "AUTO",
     "BACKBONES",
     "CLASSIFIER",
     "EVALUATORS",
     "FAMILIES",
+    "LADDERS",
     "LEVEL",
     "METHODS",
     "METRICS",
@@ -30,6 +33,7 @@ __all__ = [
     "Method",
     "Metric",
     "Parameter",
+    "Rung",
     "Threshold",
     "n_needed",
     "wilson",

@@ -66,6 +66,15 @@ class Family:
         """Whether its networks can show by themselves what is to be forgotten or kept, where no set is registered."""
         return self.answers == "generator"
 
+    def policy_kind(self, forget_kind: str) -> str:
+        """Which list of a policy, and which default ladder, applies to what a request names: families that forget by label
+        do so for an uploaded set, too, and a concept is forgotten as a label is."""
+        if forget_kind in self.default_policy:
+            return forget_kind
+        if forget_kind == "concept" and "class_label" in self.default_policy:
+            return "class_label"
+        return "samples" if "samples" in self.default_policy else "class_label"
+
 
 @dataclass(frozen=True)
 class Files:

@@ -19,6 +19,7 @@ from typing import BinaryIO, Protocol
 from app.errors import Refused
 
 _PIECE = 1 << 20
+_DIRECTORY, _DIRECTORY_ENTRY = 64 << 20, 1024  # bytes of a zip's table of contents, in all and for an entry
 _GROWTH_FLOOR = 4 << 20  # small members compress freely: a ratio says something only about big ones
 _NESTED_SUFFIXES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar", ".jar", ".whl", ".lz4")
 _NESTED_HEADS = (
@@ -164,9 +165,14 @@ class _Names:
                 "Rename the file.",
             )
         clean = "/".join(parts)
-        if clean in self.seen:
-            raise Refused("archive-duplicate", label, "Two entries have the same name.", "Keep one of them.")
-        self.seen.add(clean)
+        if (known := _folded(parts)) in self.seen:
+            raise Refused(
+                "archive-duplicate",
+                label,
+                "Two entries have the same name, or one file name in other letters (A and a, or other Unicode forms).",
+                "Keep one of them, or rename it.",
+            )
+        self.seen.add(known)
         return clean, label
 
     def too_many(self) -> Refused:
@@ -204,12 +210,19 @@ def _zip_members(source: BinaryIO, names: _Names) -> Iterator[Member]:
         if sum(info.file_size for _, _, info in checked) > _GROWTH_FLOOR + names.limits.ratio * packed:
             raise names.ratio(names.field)
         if packed + 30 * len(checked) > directory.size:
-            raise Refused("archive-damaged", names.field, "Entries overlap.", "Pack the folder again.")
+            raise Refused("archive-overlap", names.field, "Entries share their bytes.", "Pack the folder again.")
         for position, (name, label, info) in enumerate(checked, start=1):
             if info.is_dir() or _is_junk(name):
                 continue
-            with _damage_refused(label):
+            try:
                 opened = archive.open(info)
+            except _BROKEN:
+                raise Refused(
+                    "archive-mismatch",
+                    label,
+                    "The archive's table of contents says another thing than the entry itself.",
+                    "Pack the folder again.",
+                ) from None
             with opened:
                 yield Member(name, position, label, opened, names.limits.entry_bytes)
 
@@ -222,7 +235,9 @@ def _checked(info: zipfile.ZipInfo, names: _Names) -> tuple[str, str, zipfile.Zi
     if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
         raise _special(label)
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise Refused("archive-format", label, "Only stored and deflated entries are read.", "Pack as a plain zip.")
+        raise Refused(
+            "archive-compression", label, "Only stored and deflated entries are read.", "Pack as a plain zip."
+        )
     if info.file_size > names.limits.entry_bytes:
         raise names.too_large(label, names.limits.entry_bytes)
     if info.file_size > _GROWTH_FLOOR + names.limits.ratio * info.compress_size:
@@ -241,6 +256,8 @@ def _tar_members(stream: "_TarStream", names: _Names) -> Iterator[Member]:
         name, label = names.clean(info.name)
         if info.type not in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE) or info.issparse():
             raise _special(label)
+        if info.size < 0:
+            raise Refused("archive-damaged", label, "An entry has a negative size.", "Pack the folder again.")
         if info.size > names.limits.entry_bytes:
             raise names.too_large(label, names.limits.entry_bytes)
         opened = archive.extractfile(info)
@@ -262,7 +279,7 @@ class _ZipDirectory:
         self.seek, self.tell, self.seekable = source.seek, source.tell, source.seekable
 
     def read(self, size: int = -1) -> bytes:
-        if self.opening and size > (128 << 10) + self.names.limits.entries * (self.names.limits.name_length + 512):
+        if self.opening and size > (128 << 10) + min(_DIRECTORY, self.names.limits.entries * _DIRECTORY_ENTRY):
             raise self.names.too_many()
         content = self.source.read(size)
         if self.opening and content.count(b"PK\x01\x02") > self.names.limits.entries:
@@ -315,6 +332,12 @@ def _damage_refused(label: str) -> Iterator[None]:
         raise Refused(
             "archive-damaged", label, "The archive is damaged or cut off.", "Pack it and send it again."
         ) from None
+
+
+def _folded(parts: list[str]) -> str:
+    """A name as a disk may see it that knows no case or Unicode forms; folders keep their case, since labels may be letters."""
+    *folders, last = (unicodedata.normalize("NFC", part) for part in parts or [""])
+    return "/".join([*folders, last.casefold()])
 
 
 def _is_junk(name: str) -> bool:

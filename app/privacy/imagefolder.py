@@ -8,20 +8,20 @@ samples are called by their ordinal, and no message or id carries a name from th
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from io import StringIO
+from io import BytesIO
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO
 
 from app.errors import Refused
 from app.privacy.archive import Limits, Member, members, refuse_nested_name
-from app.privacy.images import DecodedSet, Fingerprint, ImageLimits, Sample, decode, encode, fingerprint_of
+from app.privacy.images import DecodedSet, ImageLimits, Sample, decode, digest_of, encode
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 SPLITS = frozenset({"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval"})
 METADATA = ("metadata.jsonl", "metadata.csv")
-METADATA_BYTES = 64 << 20
+METADATA_BYTES, LINE_BYTES = 32 << 20, 64 << 10
 NAME_LENGTH = 200
 TEXT_LENGTH = 2000
 
@@ -30,8 +30,7 @@ TEXT_LENGTH = 2000
 class _Image:
     path: PurePosixPath
     where: str
-    png: bytes
-    fingerprint: str
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -44,14 +43,15 @@ class _Row:
 
 def read_imagefolder(
     source: BinaryIO,
-    fingerprint: Fingerprint,
+    keep: Callable[[bytes, str], None],
     *,
     private: bool,
     limits: Limits = Limits(),
     image_limits: ImageLimits = ImageLimits(),
     field: str = "archive",
 ) -> DecodedSet:
-    """Decode a zip or tar(.gz) of images; Refused names the entry (its position, when private) and the rule."""
+    """Decode a zip or tar(.gz) of images; `keep` gets each one's PNG and digest as it passes, in the samples' order. Refused
+    names the entry (its position, when private) and the rule."""
     images: list[_Image] = []
     rows: dict[PurePosixPath, _Row] = {}
     encoded = 0
@@ -59,11 +59,13 @@ def read_imagefolder(
         path = PurePosixPath(member.name)
         if path.name.lower() in METADATA:
             for file, row in _metadata(member, path):
+                if len(rows) >= limits.entries:
+                    raise _metadata_too_large(row.where, f"At most {limits.entries} rows are read.")
                 if rows.setdefault(file, row) is not row:
                     raise Refused("metadata-duplicate", row.where, "The file is described twice.", "Keep one row.")
             continue
-        images.append(_image(member, path, fingerprint, image_limits))
-        encoded += len(images[-1].png)
+        png, digest = _decoded(member, path, image_limits)
+        encoded += len(png)
         if encoded > image_limits.encoded_bytes:
             raise Refused(
                 "images-too-large",
@@ -72,12 +74,15 @@ def read_imagefolder(
                 "Send fewer at a time.",
                 413,
             )
+        keep(png, digest)
+        images.append(_Image(path, member.label, digest))
     if not images:
         raise Refused("images-none", field, "The archive holds no image.", "Add PNG, JPEG or WEBP files.")
     return _labelled(images, rows, private, field)
 
 
-def _image(member: Member, path: PurePosixPath, fingerprint: Fingerprint, limits: ImageLimits) -> _Image:
+def _decoded(member: Member, path: PurePosixPath, limits: ImageLimits) -> tuple[bytes, str]:
+    """The image's PNG and digest."""
     refuse_nested_name(member)
     if path.suffix.lower() not in SUFFIXES:
         raise Refused(
@@ -87,7 +92,7 @@ def _image(member: Member, path: PurePosixPath, fingerprint: Fingerprint, limits
             "Leave the file out.",
         )
     pixels = decode(member.read(), member.label, limits)
-    return _Image(path, member.label, encode(pixels), fingerprint_of(pixels, fingerprint))
+    return encode(pixels), digest_of(pixels)
 
 
 def _metadata(member: Member, path: PurePosixPath) -> Iterator[tuple[PurePosixPath, _Row]]:
@@ -96,33 +101,45 @@ def _metadata(member: Member, path: PurePosixPath) -> Iterator[tuple[PurePosixPa
     for piece in member.pieces():
         content += piece
         if len(content) > METADATA_BYTES:
-            raise Refused(
-                "metadata-too-large",
-                member.label,
-                f"At most {METADATA_BYTES} bytes of metadata are read.",
-                "Leave columns out.",
-                413,
-            )
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise Refused("metadata-format", member.label, "Metadata must be UTF-8.", "Save it as UTF-8.") from None
+            raise _metadata_too_large(member.label, f"At most {METADATA_BYTES} bytes of metadata are read.")
     parse = _json_lines if path.suffix.lower() == ".jsonl" else _csv_lines
-    for number, row in parse(text, member.label):
+    for number, row in parse(_lines(content, member.label), member.label):
         where = f"{member.label} line {number}"
         file = row.get("file_name")
         if not isinstance(file, str) or not file:
             raise Refused("metadata-format", where, "A row needs `file_name`.", "Name the image it describes.")
+        if file.startswith("/") or ".." in PurePosixPath(file).parts:
+            raise Refused(
+                "metadata-path",
+                where,
+                "`file_name` leaves the metadata's folder.",
+                "Name the image from the folder that the metadata file lies in.",
+            )
         label, sample_id = _name(row.get("label"), where), _name(row.get("id"), where)
         yield path.parent / file, _Row(where, label, sample_id, _caption(row, where))
 
 
-def _json_lines(text: str, where: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in enumerate(text.splitlines(), start=1):
+def _lines(content: bytearray, where: str) -> Iterator[str]:
+    """The lines, decoded one by one: what a line unfolds to in memory is many times its size."""
+    for number, line in enumerate(BytesIO(content), start=1):
+        if len(line) > LINE_BYTES:
+            raise _metadata_too_large(f"{where} line {number}", f"A line has at most {LINE_BYTES} bytes.")
+        try:
+            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError:
+            raise Refused("metadata-encoding", where, "Metadata must be UTF-8.", "Save it as UTF-8.") from None
+
+
+def _metadata_too_large(where: str, rule: str) -> Refused:
+    return Refused("metadata-too-large", where, rule, "Leave columns out.", 413)
+
+
+def _json_lines(lines: Iterator[str], where: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line, parse_constant=_no_number)
         except (ValueError, RecursionError):
             row = None
         if not isinstance(row, dict):
@@ -135,8 +152,12 @@ def _json_lines(text: str, where: str) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, row
 
 
-def _csv_lines(text: str, where: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    reader = csv.DictReader(StringIO(text, newline=""), strict=True)
+def _no_number(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def _csv_lines(lines: Iterator[str], where: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    reader = csv.DictReader(lines, strict=True)
     try:
         for row in reader:
             yield reader.line_num, {key: value or None for key, value in row.items()}
@@ -204,7 +225,7 @@ def _labelled(images: list[_Image], rows: dict[PurePosixPath, _Row], private: bo
                 "Rename one: an id is `id` of the metadata, or the path without its ending.",
             )
         seen.add(sample_id)
-        samples.append(Sample(sample_id, number[name], image.png, image.fingerprint, row.text if row else None))
+        samples.append(Sample(sample_id, number[name], image.digest, row.text if row else None))
     return DecodedSet(labels, samples)
 
 

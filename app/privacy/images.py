@@ -2,9 +2,10 @@
 
 Decoding accepts three formats, one frame, a bounded number of pixels, and gives uint8 arrays of grey (H, W) or RGB
 (H, W, 3); what is kept is a fresh lossless PNG of those pixels, so that no metadata, profile or thumbnail survives.
-A kept set is one stored zip: `index.json` and PNG files under ordinal names. For role forget the caller seals it whole.
+A kept set is one stored zip: PNG files under ordinal names and `index.json`. For role forget the caller seals it whole.
 """
 
+import hashlib
 import json
 import struct
 import zipfile
@@ -38,24 +39,26 @@ _UNREADABLE = (
     zlib.error,
 )  # what decoders raise on damaged input
 
+_ARCHIVE_END = struct.Struct("<4s16xH")  # of a zip: its signature, and how long the comment after it is
+
 Pixels = NDArray[np.uint8]
-Fingerprint = Callable[[bytes, tuple[int, ...]], str]
 
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """`pixels` of one image; `encoded_bytes` of all re-encoded images of a set, which are held in memory."""
+    """`pixels` of one image; `encoded_bytes` of all re-encoded images of a set."""
 
     pixels: int = 50_000_000
     encoded_bytes: int = 2 << 30
 
 
 class Sample(NamedTuple):
+    """`digest` is of its pixels and not keyed: it leaves memory only as a fingerprint. `text` is its own caption."""
+
     sample_id: str
     label: int
-    png: bytes
-    fingerprint: str
-    text: str | None = None  # its own caption
+    digest: str
+    text: str | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,8 @@ class DecodedSet:
 
 def decode(content: bytes, where: str, limits: ImageLimits = ImageLimits()) -> Pixels:
     """Grey (H, W) or RGB (H, W, 3) pixels, upright. `where` is how a refusal may call the image."""
+    if _ends_as_archive(content):
+        raise Refused("image-polyglot", where, "The image is an archive, too.", "Save it as a plain image.")
     try:
         with Image.open(BytesIO(content), formats=FORMATS) as image:
             if image.width * image.height > limits.pixels:
@@ -91,7 +96,24 @@ def decode(content: bytes, where: str, limits: ImageLimits = ImageLimits()) -> P
         raise Refused(
             "image-format", where, f"Its content is not one of {', '.join(FORMATS)}.", "Convert it to PNG."
         ) from None
-    except _UNREADABLE:
+    except MemoryError:
+        raise Refused(
+            "decoding-memory",
+            where,
+            "The image takes more memory than its decoder may have.",
+            "Send it smaller, or ask the operator to raise LETHE_DECODER_MEMORY_MB.",
+            413,
+        ) from None
+    except _UNREADABLE as error:
+        if (
+            "too large" in str(error).lower()
+        ):  # Pillow's words for a text or a profile of a PNG that unpacks without end
+            raise Refused(
+                "image-metadata",
+                where,
+                "A text or a colour profile in the image unpacks to more than 1 MiB.",
+                "Save the image without metadata.",
+            ) from None
         raise Refused(
             "image-damaged", where, "The image is damaged or cut off.", "Send it again, or leave it out."
         ) from None
@@ -104,15 +126,18 @@ def encode(pixels: Pixels) -> bytes:
     return buffer.getvalue()
 
 
-def fingerprint_of(pixels: Pixels, fingerprint: Fingerprint) -> str:
-    """The keyed digest of what is seen: grey stored as RGB counts as grey."""
-    if pixels.ndim == 3 and (pixels == pixels[:, :, :1]).all():
+def digest_of(pixels: Pixels) -> str:
+    """SHA-256 of what is seen: grey stored as RGB counts as grey."""
+    if pixels.ndim == 3 and all(np.array_equal(pixels[:, :, 0], pixels[:, :, other]) for other in (1, 2)):
         pixels = pixels[:, :, 0]
-    return fingerprint(pixels.tobytes(), pixels.shape)
+    digest = hashlib.sha256(struct.pack(f">B{pixels.ndim}Q", pixels.ndim, *pixels.shape))
+    digest.update(np.ascontiguousarray(pixels).data)
+    return digest.hexdigest()
 
 
-def index_of(decoded: DecodedSet) -> dict[str, Any]:
-    """What is known of each sample besides its pixels; samples keep their order, which is their position everywhere."""
+def index_of(decoded: DecodedSet, fingerprint: Callable[[str], str]) -> dict[str, Any]:
+    """What is known of each sample besides its pixels; samples keep their order, which is their position everywhere.
+    `fingerprint` makes a keyed digest of a plain one."""
     return {
         "labels": decoded.labels,
         "samples": [
@@ -120,7 +145,7 @@ def index_of(decoded: DecodedSet) -> dict[str, Any]:
                 "id": sample.sample_id,
                 "label": sample.label,
                 "file": f"{at:06d}.png",
-                "fingerprint": sample.fingerprint,
+                "fingerprint": fingerprint(sample.digest),
                 **({} if sample.text is None else {"text": sample.text}),
             }
             for at, sample in enumerate(decoded.samples)
@@ -128,14 +153,18 @@ def index_of(decoded: DecodedSet) -> dict[str, Any]:
     }
 
 
-def write_set(decoded: DecodedSet) -> bytes:
-    """One stored zip; the same set gives the same bytes."""
-    index, buffer = index_of(decoded), BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-        archive.writestr(zipfile.ZipInfo("index.json", _EPOCH), json.dumps(index, ensure_ascii=False))
-        for entry, sample in zip(index["samples"], decoded.samples, strict=True):
-            archive.writestr(zipfile.ZipInfo(entry["file"], _EPOCH), sample.png)
-    return buffer.getvalue()
+def set_pieces(pictures: Iterable[Iterable[bytes]], index: Callable[[], dict[str, Any]]) -> Iterator[bytes]:
+    """The zip of a set, in pieces, from its PNGs in pieces; `index` is asked for after the last one. The same set gives
+    the same bytes."""
+    written = _Pieces()
+    with zipfile.ZipFile(written, "w", zipfile.ZIP_STORED) as archive:  # type: ignore[call-overload]  # write and flush do
+        for at, picture in enumerate(pictures):
+            with archive.open(zipfile.ZipInfo(f"{at:06d}.png", _EPOCH), "w") as file:
+                for piece in picture:
+                    file.write(piece)
+                    yield written.taken()
+        archive.writestr(zipfile.ZipInfo("index.json", _EPOCH), json.dumps(index(), ensure_ascii=False))
+    yield written.taken()
 
 
 def read_index(source: bytes | BinaryIO) -> dict[str, Any]:
@@ -169,8 +198,40 @@ def _kept(png: bytes) -> Pixels:
 
 
 def _plain(image: Image.Image) -> Pixels:
+    """In place where that can be: a decoder's memory is small, and four bytes a pixel are much of it."""
     image.load()
-    upright = ImageOps.exif_transpose(image)  # the turn is in the metadata, which does not stay
-    if upright.mode.startswith("I"):
-        return (np.asarray(upright).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)  # 16-bit grey
-    return np.array(upright.convert("L" if upright.mode in ("1", "L", "LA", "La") else "RGB"))
+    ImageOps.exif_transpose(image, in_place=True)  # the turn is in the metadata, which does not stay
+    if image.mode.startswith("I"):
+        deep = np.array(image)
+        deep >>= 8  # 16-bit grey
+        return deep.clip(0, 255, out=deep).astype(np.uint8)
+    mode = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
+    return np.array(image if image.mode == mode else image.convert(mode))
+
+
+def _ends_as_archive(content: bytes) -> bool:
+    """Whether the bytes are a zip to whoever reads from their end, where a zip has its table of contents."""
+    at = content.rfind(b"PK\x05\x06", -(1 << 16) - 22)
+    while at >= 0 and at + 22 <= len(content):
+        if at + 22 + _ARCHIVE_END.unpack_from(content, at)[1] == len(content):
+            return True
+        at = content.rfind(b"PK\x05\x06", -(1 << 16) - 22, at)
+    return False
+
+
+class _Pieces:
+    """What `zipfile` writes, to be taken away piece by piece."""
+
+    def __init__(self) -> None:
+        self._held = bytearray()
+
+    def write(self, piece: bytes) -> int:
+        self._held += piece
+        return len(piece)
+
+    def flush(self) -> None:
+        return
+
+    def taken(self) -> bytes:
+        held, self._held = bytes(self._held), bytearray()
+        return held

@@ -11,6 +11,7 @@ from typing import Any
 from app.catalog import Family, Files
 from app.errors import Refused
 from app.privacy.model_files import CHAT, PIPELINE, SCHEDULER, WORDS, Folder, entries, file_refused
+from app.privacy.model_patterns import check_patterns
 
 FORBIDDEN_KEYS = frozenset(
     {"auto_map", "custom_pipeline", "custom_pipelines", "trust_remote_code", "quantization_config", "use_kernels"}
@@ -39,6 +40,8 @@ _WHOLE_PROCESSOR = re.compile(r"[A-Za-z0-9]+Processor")
 def check_settings(folder: Folder, allowed: Files) -> None:
     """Refuse whatever brings in code, files or kernels, at any depth of any JSON file of the folder."""
     for file, content in folder.configs.items():
+        if file == "tokenizer.json":
+            check_patterns(content, folder.shown(file))
         if file in WORDS:
             continue
         for settings, _, _ in entries(content):

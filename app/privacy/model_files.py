@@ -30,7 +30,8 @@ TEXTS = frozenset({"README.md", "LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE"
 KNOWN = NETWORK | PROCESSOR | TOKENIZER | SENTENCEPIECE | CHAT | TEXTS | {SCHEDULER, PIPELINE}
 _CODE = (".py", ".pyc", ".so", ".sh", ".ipynb", ".dll", ".exe", ".js")
 _BYTES = 16 << 20  # of any file that is not weights
-_WORD_BYTES = 64 << 20
+_JSON_BYTES, _WORD_BYTES = 4 << 20, 64 << 20
+_VALUES = 3_000_000  # of one JSON file: the largest vocabulary with its merges has some two million
 _FOLDER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _WEIGHT_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,150}\.safetensors(\.index\.json)?")
 
@@ -137,9 +138,12 @@ def _add(folder: Folder, path: Path, purposes: frozenset[str]) -> None:
 
 
 def _json(path: Path, shown: str) -> dict[str, Any]:
-    _check_size(path, shown, _WORD_BYTES if path.name in WORDS else _BYTES)
+    _check_size(path, shown, _WORD_BYTES if path.name in WORDS else _JSON_BYTES)
+    text = path.read_bytes()
+    if sum(text.count(mark) for mark in (b",", b"[", b"{")) > _VALUES:
+        raise Refused("config-too-large", shown, f"At most {_VALUES} values are read.", "Remove what is not config.")
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(text)
     except (ValueError, RecursionError):
         content = None
     if not isinstance(content, dict):
@@ -165,7 +169,7 @@ def _is_text(content: bytes) -> bool:
 def _check_size(path: Path, shown: str, most: int) -> None:
     if path.stat().st_size > most:
         raise Refused(
-            "config-format", shown, f"At most {most} bytes of this file are read.", "Remove what is not config."
+            "config-too-large", shown, f"At most {most} bytes of this file are read.", "Remove what is not config."
         )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from app.errors import Refused
 from app.privacy.model_files import INDEX, LORA, Folder
-from app.weights.header import Header, HeaderTensor, read_header
+from app.weights.header import BrokenHeader, Header, HeaderTensor, read_header
 
 FLOATING = ("F32", "F16", "BF16")
 WHOLE = ("I64", "I32", "U8", "BOOL")
@@ -110,8 +110,10 @@ def _header(folder: Folder, file: str) -> Header:
     shown = folder.shown(file)
     try:
         header = read_header(folder.files[file], shown)
-    except ValueError as error:
-        raise Refused("safetensors", shown, f"{error}.", "Save the weights again as safetensors.") from None
+    except BrokenHeader as error:
+        raise Refused(
+            f"safetensors-{error.fault}", shown, f"{error}.", "Save the weights again as safetensors."
+        ) from None
     for tensor in header.tensors:
         if tensor.dtype not in FLOATING + WHOLE:
             raise Refused(

@@ -36,8 +36,8 @@ def point(
     actor: str,
     reason: str,
     reopened: list[str] | None = None,
-) -> None:
-    """Create, move or (version None) remove an alias, with its move and its history row. The caller holds the model's
+) -> AliasMove:
+    """Create, move or (version None) remove an alias, with its move, which is returned, and its history row. The caller holds the model's
     lock, so that nobody else moves the alias meanwhile."""
     alias = find(session, model_id, name)
     move = AliasMove(
@@ -61,3 +61,4 @@ def point(
     session.flush()
     details = {"from": move.from_version, "to": version, "reason": reason, "reopened": move.reopened}
     history.write(session, actor, f"alias.{kind}", f"{model_id}:{name}", details=details)
+    return move

@@ -1,6 +1,7 @@
 """Who may call: API keys, of which only a keyed digest is kept.
 
-A key reads `lethe_<id>_<secret>`; the id finds the row, the secret (128 bits) is compared by HMAC in constant time.
+A key reads `lethe_<id>_<secret>`; the id finds the row, the secret (128 bits) is compared by HMAC in constant time. After a
+rotation the secret before lives on for a while, so that nobody who uses it need stop. A role is a name for a set of scopes.
 """
 
 import hashlib
@@ -11,6 +12,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
+from app.errors import Conflict
 from app.records import history
 from app.records.base import Record, now
 
@@ -26,13 +28,20 @@ SCOPES = {
     "requests:concept": "read the concept that a request names",
     "requests:admin": "see and cancel everybody's requests",
     "requests:reopen": "roll an alias back behind a completed request, which un-forgets someone and reopens it",
-    "history:read": "read the history of all requests and of aliases",
-    "keys:write": "make and revoke keys",
+    "audit:read": "read and export the audit of everything, and the moves of aliases",
+    "keys:write": "make, rotate and revoke keys",
 }
 ROLES: dict[str, tuple[str, ...]] = {
     "admin": tuple(SCOPES),
     "requester": ("datasets:read", "datasets:write", "models:read", "requests:create", "requests:read"),
-}
+    "owner": ("datasets:read", "datasets:write", "models:read", "models:write", "checkpoints:superseded"),
+    "approver": (
+        "datasets:read", "models:read", "checkpoints:superseded", "requests:read", "requests:concept", "requests:admin",
+        "audit:read",
+    ),
+    "auditor": ("datasets:read", "models:read", "requests:read", "requests:admin", "audit:read"),
+}  # fmt: skip
+CUSTOM = "custom"  # of a key whose scopes were chosen one by one
 
 
 class ApiKey(Record):
@@ -43,6 +52,8 @@ class ApiKey(Record):
     role: Mapped[str]
     scopes: Mapped[list[Any]]
     digest: Mapped[str]
+    previous_digest: Mapped[str | None]  # of the secret before the last rotation, good until previous_until
+    previous_until: Mapped[float | None]
     created_at: Mapped[float]
     expires_at: Mapped[float | None]
     revoked_at: Mapped[float | None]
@@ -53,23 +64,42 @@ class ApiKey(Record):
 
 
 def issue(
-    session: Session, pepper: bytes, *, name: str, role: str, actor: str, expires_at: float | None = None
+    session: Session,
+    pepper: bytes,
+    *,
+    name: str,
+    role: str,
+    actor: str,
+    scopes: list[str] | None = None,
+    expires_at: float | None = None,
 ) -> tuple[ApiKey, str]:
-    """Make a key of a role. Returns the record and the key's text, which is never stored."""
+    """Make a key of a role, or with these scopes. Returns the record and the key's text, which is never stored."""
     key_id, secret = secrets.token_hex(6), secrets.token_hex(16)
     key = ApiKey(
         id=key_id,
         name=name,
         role=role,
-        scopes=list(ROLES[role]),
+        scopes=list(ROLES[role]) if scopes is None else scopes,
         digest=_digest(pepper, secret),
         created_at=session.scalar(select(now())),
         expires_at=expires_at,
         revoked_at=None,
     )
     session.add(key)
-    history.write(session, actor, "key.issued", f"key:{key_id}", details={"role": role})
+    history.write(session, actor, "key.issued", f"key:{key_id}", details={"role": role, "scopes": key.scopes})
     return key, f"lethe_{key_id}_{secret}"
+
+
+def rotate(session: Session, pepper: bytes, key: ApiKey, actor: str, overlap_seconds: int) -> str:
+    """Give a live key another secret; the present one is good for `overlap_seconds` more, and one before it no longer."""
+    clock = session.scalar(select(now())) or 0.0
+    if not _alive(key, clock):
+        raise Conflict("This key has expired or was revoked: make a new one.", code="key-ended")
+    secret = secrets.token_hex(16)
+    key.previous_digest, key.digest = key.digest, _digest(pepper, secret)
+    key.previous_until = clock + overlap_seconds
+    history.write(session, actor, "key.rotated", f"key:{key.id}", details={"overlap_seconds": overlap_seconds})
+    return f"lethe_{key.id}_{secret}"
 
 
 def verify(session: Session, pepper: bytes, text: str) -> ApiKey | None:
@@ -79,16 +109,22 @@ def verify(session: Session, pepper: bytes, text: str) -> ApiKey | None:
         return None
     key = session.get(ApiKey, parts[1])
     digest = _digest(pepper, parts[2])
-    if key is None or not hmac.compare_digest(key.digest, digest):
+    if key is None:
         return None
     clock = session.scalar(select(now())) or 0.0
-    expired = key.expires_at is not None and key.expires_at <= clock
-    return None if expired or key.revoked_at is not None else key
+    known = hmac.compare_digest(key.digest, digest)
+    if key.previous_digest is not None and (key.previous_until or 0.0) > clock:
+        known |= hmac.compare_digest(key.previous_digest, digest)
+    return key if known and _alive(key, clock) else None
 
 
 def revoke(session: Session, key: ApiKey, actor: str) -> None:
     key.revoked_at = key.revoked_at or session.scalar(select(now()))
     history.write(session, actor, "key.revoked", f"key:{key.id}")
+
+
+def _alive(key: ApiKey, clock: float) -> bool:
+    return key.revoked_at is None and (key.expires_at is None or key.expires_at > clock)
 
 
 def any_admin(session: Session) -> bool:

@@ -153,6 +153,13 @@ def with_answers_to_erase(session: Session) -> list[Checkpoint]:
     return list(session.scalars(select(Checkpoint).where(due).limit(500)))
 
 
+def of_jobs(session: Session, request_ids: list[str]) -> dict[str, tuple[int, str]]:
+    """Number and verdict of the version that each job of these requests made."""
+    columns = (Checkpoint.job_id, Checkpoint.number, Checkpoint.report["verdict"].as_string())
+    query = select(*columns).where(Checkpoint.request_id.in_(request_ids), Checkpoint.job_id.is_not(None))
+    return {str(job_id): (number, verdict) for job_id, number, verdict in session.execute(query)}
+
+
 def uses_blob(session: Session, blob: str) -> bool:
     named = (Checkpoint.pack == blob) | (Checkpoint.manifest == blob) | (Checkpoint.answers == blob)
     return session.scalar(select(Checkpoint.id).where(named).limit(1)) is not None

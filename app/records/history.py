@@ -1,13 +1,15 @@
 """What happened, for ever: one row per transition, written in the transition's own transaction.
 
-Rows name ids and digests, never the person. The database refuses UPDATE and DELETE (a trigger).
+Rows name ids and digests, never the person. The database refuses UPDATE and DELETE (a trigger). Their order is settled
+afterwards, by app/audit/sequencer.py, so that no transaction waits for another.
 """
 
 from typing import Any
 
-from sqlalchemy import Index, insert, select
+from sqlalchemy import Index, insert
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
+from app.audit import canonical
 from app.records.base import Record, now
 
 
@@ -32,35 +34,7 @@ def write(
     request_id: str | None = None,
     details: dict[str, Any] | None = None,
 ) -> None:
-    session.execute(
-        insert(HistoryEntry).values(
-            at=now(), actor=actor, action=action, resource=resource, request_id=request_id, details=details or {}
-        )
-    )
-
-
-def page(
-    session: Session,
-    *,
-    after: int | None,
-    limit: int,
-    actor: str | None = None,
-    action: str | None = None,
-    resource: str | None = None,
-    request_id: str | None = None,
-    since: float | None = None,
-    until: float | None = None,
-) -> list[HistoryEntry]:
-    """Entries in order of writing, `limit` at most, after the entry with id `after`."""
-    query = select(HistoryEntry).order_by(HistoryEntry.id).limit(limit)
-    filters = {"actor": actor, "action": action, "resource": resource, "request_id": request_id}
-    for name, value in filters.items():
-        if value is not None:
-            query = query.where(getattr(HistoryEntry, name) == value)
-    if after is not None:
-        query = query.where(HistoryEntry.id > after)
-    if since is not None:
-        query = query.where(HistoryEntry.at >= since)
-    if until is not None:
-        query = query.where(HistoryEntry.at < until)
-    return list(session.scalars(query))
+    """ValueError for details that have no canonical form, such as fractions: they could not be hashed."""
+    said = {"actor": actor, "action": action, "resource": resource, "request_id": request_id, "details": details or {}}
+    canonical.encode(said)
+    session.execute(insert(HistoryEntry).values(at=now(), **said))

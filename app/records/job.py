@@ -5,8 +5,11 @@
     running -> queued                 expire (crashes + 1), or release (drained: costs nothing)
     queued -> cancelled
 
-Each transition moves the job's request along, in the same transaction. `lease_token` rises with every claim and fences every later write of that attempt. Lease times are the
-database's clock.
+Each transition moves the job's request along, in the same transaction. `lease_token` rises with every claim and fences every
+later write of that attempt. Lease times are the database's clock.
+
+A job is one rung of its request's ladder. One that misses the policy, or fails by what it ran, queues the job of the next rung as
+it ends: in one transaction under the lease's token, so a stale attempt queues none and no rung has two jobs.
 """
 
 from enum import StrEnum
@@ -17,11 +20,12 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, Session, aliased, mapped_column
 
 from app.errors import LeaseLost
-from app.records import history
+from app.records import history, outbox
 from app.records import request as requests
-from app.records.base import Record, changed, now
+from app.records.base import Record, changed, new_id, now
 
 CRASH_CAP = 2
+OF_THE_RUNG = ("out_of_memory", "internal_error")  # failures that another recipe may not meet
 
 
 class Status(StrEnum):
@@ -50,11 +54,16 @@ class Job(Record):
             sqlite_where=text("status = 'running'"),
             postgresql_where=text("status = 'running'"),
         ),
+        Index("uq_jobs_request_id_retry_rung", "request_id", "retry", "rung", unique=True),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
     request_id: Mapped[str] = mapped_column(ForeignKey("requests.id"), index=True)
     model_id: Mapped[str] = mapped_column(ForeignKey("models.id"))
+    method: Mapped[str]
+    recipe: Mapped[dict[str, Any]]  # resolved: every hyper-parameter
+    rung: Mapped[int]  # of the request's ladder, from 0
+    retry: Mapped[int]  # how often the request had been retried before
     status: Mapped[str]
     stage: Mapped[str | None]  # for people, never for control flow
     deadline: Mapped[float]
@@ -67,6 +76,7 @@ class Job(Record):
     progress: Mapped[dict[str, Any]]  # step, total, seconds_left of the present stage
     resume_blob: Mapped[str | None]
     error: Mapped[dict[str, Any] | None]  # code, detail
+    unlearning_seconds: Mapped[float | None]  # of the method alone, when it succeeded
     created_at: Mapped[float]
     started_at: Mapped[float | None]
     finished_at: Mapped[float | None]
@@ -75,11 +85,34 @@ class Job(Record):
     def key_id(self) -> str:
         return self.id
 
+    @property
+    def seconds(self) -> float | None:
+        """Of the whole job, in its last attempt."""
+        return None if self.started_at is None or self.finished_at is None else self.finished_at - self.started_at
+
+
+def of_rung(request: requests.Request, rung: int, retry: int) -> Job:
+    """A queued job that runs this rung of the request's ladder."""
+    return Job(
+        id=new_id("job"),
+        request_id=request.id,
+        model_id=request.model_id,
+        **request.ladder[rung],
+        rung=rung,
+        retry=retry,
+        status=Status.QUEUED,
+        deadline=request.due_at,
+        progress={},
+    )
+
 
 def add(session: Session, job: Job) -> None:
+    """Store it, and order the bell for it."""
+    job.created_at = session.scalar(select(now())) or 0.0
     session.add(job)
     session.flush()
-    history.write(session, "system", "job.queued", job.id, job.request_id)
+    history.write(session, "system", "job.queued", job.id, job.request_id, {"method": job.method, "rung": job.rung})
+    outbox.put(session, "ring")
 
 
 def claim(session: Session, worker: str, lease_seconds: float) -> Job | None:
@@ -145,15 +178,33 @@ def succeed(
 ) -> Job:
     """The job did its work; whether the request completed is the verdict's matter, and `why_not` its reason."""
     job = _finish(session, job_id, token, worker, Status.SUCCEEDED, None, details)
-    ended = requests.Status.COMPLETED if passed else requests.Status.EVALUATION_FAILED
-    requests.move(session, job.request_id, ended, worker, None if passed else why_not)
+    if passed:
+        requests.move(session, job.request_id, requests.Status.COMPLETED, worker)
+    else:
+        _climb(session, job, worker, requests.Status.EVALUATION_FAILED, why_not)
     return job
 
 
 def fail(session: Session, job_id: str, token: int, worker: str, error: dict[str, Any]) -> Job:
+    """What another recipe may not meet leads to the next rung; everything else ends the request."""
     job = _finish(session, job_id, token, worker, Status.FAILED, error, {"code": error["code"]})
-    requests.move(session, job.request_id, requests.Status.FAILED, worker, error["code"])
+    if error["code"] in OF_THE_RUNG:
+        _climb(session, job, worker, requests.Status.FAILED, error["code"])
+    else:
+        requests.move(session, job.request_id, requests.Status.FAILED, worker, error["code"])
     return job
+
+
+def _climb(session: Session, job: Job, worker: str, ended: requests.Status, reason: str) -> None:
+    """Queue the next rung's job; where the ladder ends, so does the request. Who asked to cancel gets no further rung."""
+    request = session.get_one(requests.Request, job.request_id)
+    if job.rung + 1 >= len(request.ladder):
+        requests.move(session, request.id, ended, worker, reason)
+    elif job.cancel_requested:
+        requests.move(session, request.id, requests.Status.CANCELLED, worker)
+    else:
+        requests.move(session, request.id, requests.Status.QUEUED, worker, "next_rung")
+        add(session, of_rung(request, job.rung + 1, job.retry))
 
 
 def cancel(session: Session, job_id: str, token: int, worker: str) -> Job:
@@ -212,13 +263,24 @@ def hold_active(session: Session, model_id: str) -> list[Job]:
     return list(session.scalars(query.execution_options(populate_existing=True)))
 
 
+def ask_newest_to_cancel(session: Session, request_id: str, actor: str) -> Job | None:
+    """Of a request's jobs, the one that waits or runs; None when the request has ended. A rung that ends in this moment has a
+    successor, which is asked instead."""
+    while (job := of_request(session, request_id)[-1]).status in (Status.QUEUED, Status.RUNNING):
+        job = ask_to_cancel(session, job.id, actor)
+        if job.status == Status.CANCELLED or job.cancel_requested:
+            return job
+    return None
+
+
 def of_request(session: Session, request_id: str) -> list[Job]:
     return of_requests(session, [request_id])
 
 
 def of_requests(session: Session, request_ids: list[str]) -> list[Job]:
-    """Jobs of several requests, oldest first."""
-    return list(session.scalars(select(Job).where(Job.request_id.in_(request_ids)).order_by(Job.id)))
+    """Jobs of several requests, oldest first: hosts whose clocks differ made their ids."""
+    named = select(Job).where(Job.request_id.in_(request_ids))
+    return list(session.scalars(named.order_by(Job.request_id, Job.retry, Job.rung)))
 
 
 def with_leftovers(session: Session) -> list[str]:

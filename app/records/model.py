@@ -23,6 +23,7 @@ class Model(Record):
     evaluators: Mapped[dict[str, Any]] = mapped_column(default=dict)  # part -> model id; see app.catalog.evaluators
     policy: Mapped[dict[str, Any]]  # kind of forgetting -> list of thresholds
     evaluation: Mapped[dict[str, Any]]
+    ladder: Mapped[list[Any] | None]  # of method auto: method and resolved recipe; None: the family's default
     created_by: Mapped[str]
     created_at: Mapped[float]
     revision: Mapped[int] = mapped_column(default=1)  # rises with every change; the ETag

@@ -3,7 +3,7 @@
 What names the person (concept, sample ids, class) is one sealed column; the data key lies outside the database.
 
     queued -> running -> completed | evaluation_failed | failed | cancelled
-    running -> queued                 the worker was lost or drained, and the job waits again
+    running -> queued                 the worker was lost or drained, and the job waits again; or the next rung does
     failed | evaluation_failed -> queued       a person retries
     evaluation_failed -> completed    a person released its version against the verdict
     completed -> reopened             an alias was rolled back to a version that lacks what was forgotten
@@ -54,13 +54,15 @@ class Request(Record):
     external_id: Mapped[str | None] = mapped_column(index=True)
     model_id: Mapped[str] = mapped_column(ForeignKey("models.id"), index=True)
     status: Mapped[str]
-    reason: Mapped[str | None]  # a code: worker_lost, threshold_missed, broken_promise, overridden, rolled_back, ...
+    reason: Mapped[
+        str | None
+    ]  # a code: worker_lost, threshold_missed, broken_promise, next_rung, overridden, rolled_back, ...
     sealed: Mapped[bytes] = mapped_column(LargeBinary)  # concept and what to forget, under the request's own key
     forget_kind: Mapped[str]
     forget_count: Mapped[int]
     forget_dataset_id: Mapped[str | None] = mapped_column(ForeignKey("datasets.id"))
-    method: Mapped[str]
-    recipe: Mapped[dict[str, Any]]  # resolved: every hyper-parameter
+    method: Mapped[str]  # a method's name, or auto
+    ladder: Mapped[list[Any]]  # rungs: method and resolved recipe; of a named method one
     seed: Mapped[int]
     reference_id: Mapped[str | None] = mapped_column(ForeignKey("models.id"))
     requested_at: Mapped[float]

@@ -1,7 +1,7 @@
 """The header of a safetensors file, read and checked by hand, and the refusal of every other kind of weights.
 
 The format: 8 bytes of little-endian length, that many bytes of JSON, then the tensors' bytes without holes. Every rule
-of the format is checked before a byte is believed, because the file comes from outside; a ValueError names the file
+of the format is checked before a byte is believed, because the file comes from outside; a BrokenHeader names the file
 and the rule. Nothing here opens a pickle, not even to look inside.
 """
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-HEADER_LIMIT = 100_000_000
+HEADER_LIMIT = 8 << 20  # some 70,000 tensors; what JSON unfolds to in memory is many times its size
 
 DTYPE_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "F8_E4M3FNUZ": 1, "F8_E5M2FNUZ": 1,
@@ -24,6 +24,14 @@ REFUSED_SUFFIXES = frozenset(
     {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz"}  # pickles, or able to hold one
     | {".h5", ".hdf5", ".keras", ".msgpack", ".onnx", ".gguf"}  # weights that we do not read
 )
+
+
+class BrokenHeader(ValueError):
+    """`fault`: `header` (no header can be read), `tensor` (an entry contradicts itself) or `layout` (their bytes do)."""
+
+    def __init__(self, fault: str, text: str) -> None:
+        super().__init__(text)
+        self.fault = fault
 
 
 @dataclass(frozen=True)
@@ -83,7 +91,7 @@ def read_header(path: Path, shown: str) -> Header:
         declared = _parse(stream.read(length), shown)
     metadata = declared.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise ValueError(f"{shown}: __metadata__ must map strings to strings")
+        raise BrokenHeader("header", f"{shown}: __metadata__ must map strings to strings")
     tensors = [_tensor(shown, name, entry, 8 + length) for name, entry in declared.items()]
     tensors.sort(key=lambda tensor: (tensor.start, tensor.nbytes))
     _check_layout(shown, tensors, 8 + length, size)
@@ -92,14 +100,16 @@ def read_header(path: Path, shown: str) -> Header:
 
 def _refuse_opening(shown: str, first: bytes, size: int, length: int) -> None:
     if kind := _foreign(first):
-        raise ValueError(f"{shown}: its content is {kind}, not safetensors")
+        raise BrokenHeader("header", f"{shown}: its content is {kind}, not safetensors")
     if size < 8:
-        raise ValueError(f"{shown}: {size} bytes are too few for a safetensors header")
+        raise BrokenHeader("header", f"{shown}: {size} bytes are too few for a safetensors header")
     if length > HEADER_LIMIT:
-        raise ValueError(f"{shown}: the header declares {length} bytes, at most {HEADER_LIMIT} are allowed")
+        raise BrokenHeader("header", f"{shown}: the header declares {length} bytes, at most {HEADER_LIMIT} are allowed")
     if length > size - 8:
-        raise ValueError(f"{shown}: the header declares {length} bytes, the file has only {size - 8} after it begins")
-    raise ValueError(f"{shown}: the header is not a JSON object")
+        raise BrokenHeader(
+            "header", f"{shown}: the header declares {length} bytes, the file has only {size - 8} after it begins"
+        )
+    raise BrokenHeader("header", f"{shown}: the header is not a JSON object")
 
 
 def _foreign(first: bytes) -> str | None:
@@ -123,28 +133,30 @@ def _parse(text: bytes, shown: str) -> dict[str, Any]:
     try:
         declared = json.loads(text.decode("utf-8"), object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{shown}: the header is not valid JSON: {error}") from error
+        raise BrokenHeader("header", f"{shown}: the header is not valid JSON: {error}") from error
     if not isinstance(declared, dict):
-        raise ValueError(f"{shown}: the header is not a JSON object")
+        raise BrokenHeader("header", f"{shown}: the header is not a JSON object")
     return declared
 
 
 def _tensor(shown: str, name: str, entry: Any, data_start: int) -> HeaderTensor:
     where = f"{shown}: tensor {name!r}"
     if not name.isprintable():
-        raise ValueError(f"{where}: the name holds a character that cannot be printed")
+        raise BrokenHeader("tensor", f"{where}: the name holds a character that cannot be printed")
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        raise ValueError(f"{where}: must have dtype, shape and data_offsets, and nothing else")
+        raise BrokenHeader("tensor", f"{where}: must have dtype, shape and data_offsets, and nothing else")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
-        raise ValueError(f"{where}: unknown dtype {dtype!r}")
+        raise BrokenHeader("tensor", f"{where}: unknown dtype {dtype!r}")
     if not _naturals(shape):
-        raise ValueError(f"{where}: shape must be a list of natural numbers")
+        raise BrokenHeader("tensor", f"{where}: shape must be a list of natural numbers")
     if not _naturals(offsets) or len(offsets) != 2:
-        raise ValueError(f"{where}: data_offsets must be two natural numbers")
+        raise BrokenHeader("tensor", f"{where}: data_offsets must be two natural numbers")
     tensor = HeaderTensor(name, dtype, tuple(shape), data_start + offsets[0])
     if offsets[1] - offsets[0] != tensor.nbytes:
-        raise ValueError(f"{where}: {dtype} of shape {shape} takes {tensor.nbytes} bytes, data_offsets are {offsets}")
+        raise BrokenHeader(
+            "tensor", f"{where}: {dtype} of shape {shape} takes {tensor.nbytes} bytes, data_offsets are {offsets}"
+        )
     return tensor
 
 
@@ -157,8 +169,8 @@ def _check_layout(shown: str, tensors: list[HeaderTensor], data_start: int, size
     for tensor in tensors:
         if tensor.start != end:
             fault = "overlaps the one before" if tensor.start < end else "leaves a hole before it"
-            raise ValueError(f"{shown}: tensor {tensor.name!r} {fault}")
+            raise BrokenHeader("layout", f"{shown}: tensor {tensor.name!r} {fault}")
         end += tensor.nbytes
     if end != size:
         fault = "the file ends before its tensors do" if end > size else "bytes follow the last tensor"
-        raise ValueError(f"{shown}: {fault} ({size} bytes, tensors end at {end})")
+        raise BrokenHeader("layout", f"{shown}: {fault} ({size} bytes, tensors end at {end})")

@@ -17,9 +17,9 @@ from tests.services import free_port
 
 
 @contextmanager
-def served(folder: Path) -> Iterator[tuple[World, str]]:
+def served(folder: Path, **settings: object) -> Iterator[tuple[World, str]]:
     """The world of the API's tests, and the address at which it answers."""
-    lethe = deploy(Settings(data=folder / "lethe"))
+    lethe = deploy(Settings.model_validate({"data": folder / "lethe", **settings}))
     migration.upgrade(lethe.store)
     world = build(lethe, folder)
     port = free_port()

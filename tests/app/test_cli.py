@@ -114,10 +114,11 @@ def test_from_upload_to_request_and_back(world: World, tmp_path: Path) -> None:
     assert (model["name"], model["head"]) == ("cli", 1)
     assert "cli" in [each["name"] for each in answer("models", "list")]
     assert "cli" in lethe("models", "list").stdout
-    made = answer("request", "cli", "--sample", "0/0", "--sample", "1/2", "--concept", "two", "--set", "mask_fraction=0.25",
+    made = answer("request", "cli", "--sample", "0/0", "--sample", "1/2", "--concept", "two", "--method", "salun", "--set", "mask_fraction=0.25",
                   "--set", "optimizer=adam", "--set", "soft=true", "--seed", "3", "--external-id", "case-1")  # fmt: skip
     assert (made["status"], made["forget_count"], made["seed"], made["external_id"]) == ("queued", 2, 3, "case-1")
-    assert (made["recipe"]["mask_fraction"], made["recipe"]["optimizer"], made["recipe"]["soft"]) == (
+    (recipe,) = (rung["recipe"] for rung in made["ladder"])
+    assert (recipe["mask_fraction"], recipe["optimizer"], recipe["soft"]) == (
         0.25,
         "adam",
         True,
@@ -155,11 +156,39 @@ def test_a_concept_alone_selects_and_is_previewed(
 
 
 def test_watching_a_request_that_fails_exits_with_one(world: World) -> None:
-    made = answer("request", "digits", "--class-label", "2")
+    made = answer("request", "digits", "--class-label", "2", "--method", "salun")
     fail(world, made)
     watched = answer("watch", made["id"], status=1)
     assert (watched["status"], watched["reason"]) == ("failed", "out_of_memory")
     assert "no version yet" in lethe("report", made["id"], status=1).stderr
+
+
+def test_the_rungs_of_a_ladder_are_shown(world: World, tmp_path: Path) -> None:
+    made = answer("request", "digits", "--class-label", "3")
+    with world.lethe.store.write() as session:
+        jobs.of_request(session, made["id"])[-1].deadline = -1.0
+    with world.lethe.store.write() as session:
+        job = jobs.claim(session, "worker:test", 60.0)
+        assert job is not None and job.request_id == made["id"]
+        jobs.write_as_holder(session, job.id, job.lease_token, unlearning_seconds=1.25)
+        jobs.succeed(session, job.id, job.lease_token, "worker:test", False, {})
+    earlier = {
+        "method": "slug",
+        "version": None,
+        "verdict": None,
+        "error": "out_of_memory",
+        "unlearning_seconds": None,
+        "seconds": 4.0,
+    }
+    document = reports.of_a_generator(ladder={"rung": 1, "rungs": 3, "method": "salun", "earlier": [earlier]})
+    number, _ = add_version(world, tmp_path, report=document, request_id=made["id"], job_id=job.id)
+    assert "auto: salun, rung 2 of 3" in lethe("requests", "--model", "digits").stdout
+    shown = lethe("report", made["id"]).stdout
+    for part in ("1 of 3", "slug", "passed", str(number), "1.25", "2 of 3", "rung 2 of 3 of the ladder: salun",
+                 "before it slug: out_of_memory, 4.00 s in all"):  # fmt: skip
+        assert part in shown, part
+    assert answer("report", made["id"]) == document
+    lethe("cancel", made["id"])
 
 
 def test_pull_takes_the_head_or_a_version(world: World, tmp_path: Path) -> None:

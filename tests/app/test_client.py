@@ -90,7 +90,7 @@ def test_pages_are_walked_to_their_end(lethe: Lethe) -> None:
 
 
 def test_waiting_hands_over_each_event_once_and_ends_with_the_request(lethe: Lethe, world: World) -> None:
-    made = lethe.request("digits", {"samples": ["0/1"]})
+    made = lethe.request("digits", {"samples": ["0/1"]}, method="salun")
     job_id = made["jobs"][0]["id"]
     with world.lethe.store.write() as session:
         for other in jobs.of_request(session, made["id"]):

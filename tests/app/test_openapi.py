@@ -46,7 +46,9 @@ def test_every_refusal_is_documented_where_it_can_occur(operations: Operations) 
         assert bool(operation.get("security")) == (path not in OPEN), where
         assert "404" in statuses or "{" not in path, where
         assert "422" in statuses or not (body or any(each["in"] == "query" for each in parameters)), where
-        assert ("400" in statuses) == ("application/json" in body), where
+        named = "{" in path or any(each["in"] == "query" for each in parameters)
+        assert ("400" in statuses) == ("application/json" in body or named), where
+        assert ("429" in statuses) == (path not in ("/healthz", "/readyz")), where
         assert {"413", "415"} <= statuses or not body, where
     by_name = {(verb, path): set(operation["responses"]) for verb, path, operation in operations}
     assert {"202", "404", "409", "507"} <= by_name["post", "/v1/requests"]
@@ -91,7 +93,7 @@ def test_pages_name_what_they_hold(operations: Operations, document: dict[str, A
         "/v1/datasets",
         "/v1/models",
         "/v1/requests",
-        "/v1/history",
+        "/v1/audit",
         "/v1/jobs/{job_id}/events",
         "/v1/datasets/{name}/samples",
         "/v1/models/{name}/aliases/{alias}/history",

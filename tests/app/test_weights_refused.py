@@ -33,7 +33,7 @@ def entry(start: int, end: int, dtype: str = "U8", shape: object = None) -> dict
     [
         (b"", "too few"),
         (b"1234567", "too few"),
-        ((100_000_001).to_bytes(8, "little") + b"{}", "at most 100000000"),
+        ((100_000_001).to_bytes(8, "little") + b"{}", "at most 8388608"),
         ((50).to_bytes(8, "little") + b"{}", "the file has only 2"),
         (headed(b"[]"), "not a JSON object"),
         (headed(b'{"a": '), "not valid JSON"),

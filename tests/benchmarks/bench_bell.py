@@ -43,7 +43,7 @@ def measure(name: str, running: Running, folder: Path) -> None:
 def wait(running: Running) -> float:
     """Seconds from just before the POST to the time that the first event carries."""
     begun = time.time()
-    posted = running.client.request("digits", {"class_label": "1"}, recipe={"epochs": 1})
+    posted = running.client.request("digits", {"class_label": "1"}, method="salun", recipe={"epochs": 1})
     assert running.client.wait(posted["id"])["status"] == "completed"
     with running.lethe.store.read() as session:
         query = select(JobEvent.at).where(JobEvent.job_id == posted["jobs"][0]["id"], JobEvent.seq == 1)

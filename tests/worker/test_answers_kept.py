@@ -14,12 +14,13 @@ from app.deployment import Deployment
 from app.privacy import purge
 from app.privacy.sealing import new_data_key
 from app.records import checkpoint as checkpoints
-from app.records import history, intent
+from app.records import intent
 from app.records import model as models
 from app.records.checkpoint import Checkpoint
 from tests import pictures, tiny
 from tests.app.api.deployed import World, asked, register, upload_set
 from tests.conftest import client_for
+from tests.history import written
 from worker import answer_set
 from worker.answers import generator
 from worker.evaluate import open_judge
@@ -113,9 +114,7 @@ def test_a_chain_of_requests_never_draws_a_base_twice_and_keeps_none_that_rememb
     assert forget(world, 1)["base"] == (4, 8)
     assert [stored(world, version) for version in versions(world)] == [NONE, NONE, NONE, ALL]
     with world.lethe.store.read() as session:
-        erased = [
-            entry.resource for entry in history.page(session, after=None, limit=500) if entry.action == "answers.erased"
-        ]
+        erased = [entry.resource for entry in written(session, action="answers.erased")]
     assert sorted(erased) == sorted(version.id for version in versions(world)[1:3])
 
 

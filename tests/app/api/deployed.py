@@ -13,6 +13,7 @@ from fastapi.testclient import TestClient
 from sqlalchemy import func, select
 
 from app import weights
+from app.audit import sequencer
 from app.deployment import Deployment
 from app.records import Record
 from app.records import checkpoint as checkpoints
@@ -21,7 +22,6 @@ from app.records import model as models
 from app.records import request as requests
 from app.records.base import new_id
 from app.records.checkpoint import Checkpoint, Status
-from app.submission import new_job
 from tests import pictures, reports, tiny
 from tests.conftest import client_for
 
@@ -92,8 +92,8 @@ def register(world: World, name: str, files: Path | Mapping[str, bytes], **optio
 
 
 def ask(client: TestClient, **body: Any) -> Response:
-    """POST a request; by default samples of the train set."""
-    document = {"model": "digits", "forget": {"samples": ["0/0", "1/1"]}, **body}
+    """POST a request; by default salun on samples of the train set."""
+    document = {"model": "digits", "forget": {"samples": ["0/0", "1/1"]}, "method": "salun", **body}
     return client.post("/v1/requests", content=json.dumps(document), headers={"Content-Type": "application/json"})
 
 
@@ -111,6 +111,7 @@ def add_version(
     supersede: bool = False,
     report: dict[str, Any] | None = None,
     request_id: str | None = None,
+    job_id: str | None = None,
 ) -> tuple[int, Path]:
     """Another version of `digits`, stored as a worker stores it. Its number, and the directory that was packed."""
     number = next(_numbers)
@@ -120,6 +121,8 @@ def add_version(
         model = models.find(session, "digits")
         assert model is not None
         parent = checkpoints.head(session, model.id)
+        if request_id and job_id is None:
+            job_id = jobs.of_request(session, request_id)[-1].id
     with lethe.blobs.open(parent.manifest) as file:
         before = weights.decode(file.read())
     manifest = weights.pack_delta(before, lethe.blobs, directory, pack, names["pack"])
@@ -127,7 +130,8 @@ def add_version(
     lethe.blobs.put(names["manifest"], weights.encode(manifest))
     lethe.blobs.put(f"pictures/test-{number}/grid.png", pictures.png(number))
     version = Checkpoint(
-        id=new_id("ckpt"), model_id=model.id, parent_id=parent.id, request_id=request_id, status=status, pack=names["pack"], manifest=names["manifest"],
+        id=new_id("ckpt"), model_id=model.id, parent_id=parent.id, request_id=request_id, job_id=job_id, status=status,
+        pack=names["pack"], manifest=names["manifest"],
         digest=weights.digest(manifest), changes=dict(weights.changes(manifest, before)),
         report=report or reports.report(pictures=["grid.png"]),
     )  # fmt: skip
@@ -145,19 +149,15 @@ def forgotten(world: World, name: str, status: Status = Status.RELEASED) -> tupl
         model = models.find(session, name)
         assert model is not None
         parent = checkpoints.head(session, model.id)
-        requests.add(
-            session,
-            requests.Request(id=request_id, model_id=model.id, status="queued", sealed=b"", forget_kind="samples",
-                             forget_count=1, method="salun", recipe={}, seed=0, requested_at=0.0, due_at=1.0,
-                             created_by="test", created_at=0.0),
+        request = requests.Request(
+            id=request_id, model_id=model.id, status="queued", sealed=b"", forget_kind="samples", forget_count=1, method="salun",
+            ladder=[{"method": "salun", "recipe": {}}], seed=0, requested_at=0.0, due_at=1.0, created_by="test", created_at=0.0,
         )  # fmt: skip
+        requests.add(session, request)
         ended = requests.Status.COMPLETED if passed else requests.Status.EVALUATION_FAILED
         for to in (requests.Status.RUNNING, ended):
             requests.move(session, request_id, to, "worker:test")
-        job = new_job(new_id("job"), request_id, model.id, deadline=1.0, clock=0.0)
-        job.status = jobs.Status.SUCCEEDED
-        jobs.add(session, job)
-        job = new_job(new_id("job"), request_id, model.id, deadline=1.0, clock=0.0)
+        job = jobs.of_rung(request, 0, 0)
         job.status = jobs.Status.SUCCEEDED
         jobs.add(session, job)
         version = Checkpoint(id=new_id("ckpt"), model_id=model.id, parent_id=parent.id, request_id=request_id,
@@ -167,6 +167,16 @@ def forgotten(world: World, name: str, status: Status = Status.RELEASED) -> tupl
         if passed:
             checkpoints.supersede_before(session, version, "worker:test")
     return version.number, request_id
+
+
+def audited(world: World, **filters: str) -> list[dict[str, Any]]:
+    """The audit's entries that an admin sees, with all that was committed so far."""
+    while sequencer.integrate(world.lethe.store):
+        pass
+    answer = world.admin.get("/v1/audit", params={"limit": "200", **filters})
+    assert answer.status_code == 200, answer.text
+    entries: list[dict[str, Any]] = answer.json()["data"]
+    return entries
 
 
 def refused(answer: Response, status: int, code: str | None = None, field: str | None = None) -> dict[str, Any]:

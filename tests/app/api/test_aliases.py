@@ -12,7 +12,7 @@ from app.records import checkpoint as checkpoints
 from app.records import model as models
 from app.records.base import new_id
 from app.records.checkpoint import Checkpoint, Status
-from tests.app.api.deployed import Response, World, add_version, forgotten, refused, register, stored
+from tests.app.api.deployed import Response, World, add_version, audited, forgotten, refused, register, stored
 
 NEW = {"If-None-Match": "*"}
 
@@ -69,7 +69,7 @@ def test_an_alias_is_made_moved_and_removed_and_every_move_is_kept(world: World)
     ]  # fmt: skip
     assert all(move["actor"].startswith("key:") and move["at"].endswith("Z") for move in moves)
     model = world.admin.get("/v1/models/served").json()["id"]
-    entries = world.admin.get("/v1/history", params={"resource": f"{model}:production"}).json()["data"]
+    entries = audited(world, resource=f"{model}:production")
     assert [entry["action"] for entry in entries] == ["alias.created", "alias.moved", "alias.removed"]
     assert entries[1]["details"] == {"from": 1, "to": number, "reason": "second release", "reopened": []}
 

@@ -18,6 +18,7 @@ from fastapi.testclient import TestClient
 from safetensors.torch import load_file, save_file
 
 from app import catalog
+from app.decoding import Decoders
 from app.main import create_app
 from app.storage import LocalBlobs, StorageFull
 from tests import pictures, tiny
@@ -96,7 +97,10 @@ def test_more_than_a_limit_is_too_large_whatever_the_header_says(world: World) -
     settings = world.lethe.settings.model_copy(
         update={"max_upload_bytes": 2000, "max_forget_bytes": 1000, "max_entries": 3, "max_pixels": 63}
     )
-    client = TestClient(create_app(replace(world.lethe, settings=settings)), headers=dict(world.admin.headers))
+    client = TestClient(
+        create_app(replace(world.lethe, settings=settings, decoders=Decoders(settings))),
+        headers=dict(world.admin.headers),
+    )
     before = stored(world.lethe)
     for role, size in (("train", 2001), ("forget", 1001)):
         name = None if role == "forget" else "big"
@@ -322,7 +326,7 @@ RECIPES: dict[str, tuple[str, str, str]] = {
 @pytest.mark.parametrize("case", RECIPES)
 def test_recipes(world: World, case: str) -> None:
     recipe, code, field = RECIPES[case]
-    body = f'{{"model": "digits", "forget": {{"samples": ["0/0"]}}, "recipe": {recipe}}}'
+    body = f'{{"model": "digits", "method": "salun", "forget": {{"samples": ["0/0"]}}, "recipe": {recipe}}}'
     before = stored(world.lethe)
     answer = world.requester.post("/v1/requests", content=body, headers={"Content-Type": "application/json"})
     problem = refused(answer, 422, code, field)

@@ -16,7 +16,7 @@ from app import report as published
 from app.main import create_app
 from app.records.checkpoint import Status
 from tests import reports
-from tests.app.api.deployed import World, add_version, asked, refused, stored
+from tests.app.api.deployed import World, add_version, asked, audited, refused, stored
 
 BASE = "/v1/models/digits/checkpoints"
 FILE = "model.safetensors"
@@ -195,9 +195,7 @@ def test_versions_that_are_not_released_need_scope_and_reason_and_leave_a_trace(
         assert stored(world.lethe) == before
         answer = world.admin.get(url, params={"reason": "audit 7"})
         assert answer.status_code == 200
-        entries = world.admin.get(
-            "/v1/history", params={"action": "checkpoint.downloaded", "resource": version["id"]}
-        ).json()["data"]
+        entries = audited(world, action="checkpoint.downloaded", resource=version["id"])
         assert entries[-1]["details"] == {"status": status, "reason": "audit 7"} and entries[-1]["actor"].startswith(
             "key:"
         )

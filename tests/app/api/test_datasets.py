@@ -10,7 +10,7 @@ import pytest
 
 from app.records import dataset as datasets
 from tests import pictures
-from tests.app.api.deployed import ZIP, World, asked, forget_set, refused, stored, upload_set
+from tests.app.api.deployed import ZIP, World, asked, audited, forget_set, refused, stored, upload_set
 
 
 def tar_of(files: dict[str, bytes], mode: str) -> bytes:
@@ -145,7 +145,7 @@ def test_deletion_erases_key_and_bytes(world: World) -> None:
     assert shown["purged_at"] is not None and shown["adopted_by"] is None
     refused(world.stranger.get(f"/v1/datasets/{set_id}"), 404)
     refused(world.requester.delete(f"/v1/datasets/{set_id}"), 404)
-    purged = world.admin.get("/v1/history", params={"resource": set_id, "action": "dataset.purged"}).json()["data"]
+    purged = audited(world, resource=set_id, action="dataset.purged")
     assert len(purged) == 1
 
 

@@ -8,11 +8,9 @@ from app.records import held_tombstone as held_tombstones
 from app.records import job as jobs
 from app.records import request as requests
 from app.records import tombstone as tombstones
-from app.records.base import new_id
 from app.records.checkpoint import Checkpoint, Status
-from app.submission import new_job
 from tests import reports
-from tests.app.api.deployed import Response, World, forgotten, refused, register
+from tests.app.api.deployed import Response, World, audited, forgotten, refused, register
 from tests.app.api.test_aliases import at_once
 
 BODY = {"code": "too_few_samples", "reason": "2 of 20 images, both [unclear]"}
@@ -59,7 +57,7 @@ def test_a_version_is_released_against_its_verdict_with_all_that_passing_does(wo
         assert tombstones.of_model(session, request.model_id) == MARKS
         assert held_tombstones.of_checkpoint(session, version.id) == set()
     assert (request.status, request.reason) == ("completed", "overridden") and request.purged_at is not None
-    entries = world.admin.get("/v1/history", params={"request_id": request_id}).json()["data"]
+    entries = audited(world, request=request_id)
     said = {entry["action"]: entry for entry in entries}
     overridden = said["checkpoint.overridden"]
     assert overridden["actor"].startswith("key:") and overridden["details"] == {
@@ -146,11 +144,12 @@ def test_while_a_job_of_the_model_runs_the_head_stays(world: World) -> None:
     path, _ = quarantined(world, "busy")
     _, request_id = forgotten(world, "busy", Status.QUARANTINED)
     with world.lethe.store.write() as session:
-        model_id = session.get_one(requests.Request, request_id).model_id
+        request = session.get_one(requests.Request, request_id)
         requests.move(session, request_id, requests.Status.QUEUED, "test", "retried")
-        jobs.add(session, new_job(new_id("job"), request_id, model_id, deadline=-1.0, clock=0.0))
+        request.due_at = -1.0  # the first to be claimed
+        jobs.add(session, jobs.of_rung(request, 0, 1))
         claimed = jobs.claim(session, "worker:test", 60.0)
-        assert claimed is not None and claimed.model_id == model_id
+        assert claimed is not None and claimed.model_id == request.model_id
     refused(overrule(world, path), 409, "model-busy", "version")
     with world.lethe.store.write() as session:
         jobs.fail(session, claimed.id, claimed.lease_token, "worker:test", {"code": "x", "detail": ""})

@@ -17,7 +17,7 @@ from app.records import job as jobs
 from app.records import outbox
 from app.records.request import Request
 from tests import pictures, tiny
-from tests.app.api.deployed import World, ask, asked, forget_set, refused, register, stored, upload_set
+from tests.app.api.deployed import World, ask, asked, audited, forget_set, refused, register, stored, upload_set
 
 
 def job_of(request: dict[str, Any]) -> str:
@@ -65,16 +65,17 @@ def test_a_post_is_accepted_durable_and_says_where_to_look(world: World) -> None
     assert answer.headers["retry-after"] == "1"
     assert (made["status"], made["forget_kind"], made["forget_count"], made["seed"]) == ("queued", "samples", 2, 7)
     assert (made["external_id"], made["model"], made["checkpoint"], made["reason"]) == ("case/1", "digits", None, None)
-    assert (
-        made["recipe"]["mask_fraction"] == 0.3 and made["recipe"]["epochs"] == 2 and made["recipe"]["batch_size"] == 256
-    )
+    (rung,) = made["ladder"]
+    recipe = rung["recipe"]
+    assert (made["method"], rung["method"]) == ("salun", "salun")
+    assert (recipe["mask_fraction"], recipe["epochs"], recipe["batch_size"]) == (0.3, 2, 256)
     assert [job["status"] for job in made["jobs"]] == ["queued"]
     follow = world.requester.get(answer.headers["location"])
     assert follow.json() == made and follow.headers["retry-after"] == "1"
     with world.lethe.store.read() as session:
         assert outbox.waiting(session, "ring")
-    assert world.lethe.keyring.exists(made["id"]) and world.lethe.keyring.exists(job_of(made))
-    actions = [each["action"] for each in world.admin.get("/v1/history", params={"request": made["id"]}).json()["data"]]
+    assert world.lethe.keyring.exists(made["id"])
+    actions = [each["action"] for each in audited(world, request=made["id"])]
     assert actions == ["request.received", "job.queued"]
 
 
@@ -164,9 +165,7 @@ def test_a_running_request_is_asked_to_stop_and_who_asked_is_kept(world: World) 
     answer = world.requester.post(f"/v1/requests/{made['id']}/cancel")
     assert (answer.status_code, answer.json()["status"]) == (202, "running")
     assert world.requester.get(f"/v1/jobs/{job_of(made)}").json()["cancel_requested"] is True
-    (entry,) = world.admin.get("/v1/history", params={"request": made["id"], "action": "job.cancel_asked"}).json()[
-        "data"
-    ]
+    (entry,) = audited(world, request=made["id"], action="job.cancel_asked")
     assert entry["actor"] == read(world, made).created_by
     finish(world, made, "cancelled")
     refused(world.requester.post(f"/v1/requests/{made['id']}/cancel"), 409, "illegal-transition")
@@ -188,7 +187,7 @@ def test_a_failed_request_is_retried_with_a_new_job(world: World, end: str) -> N
     again = answer.json()
     assert (answer.status_code, again["status"], len(again["jobs"])) == (202, "queued", 2)
     assert again["finished_at"] is None and again["jobs"][1]["status"] == "queued"
-    assert world.lethe.keyring.exists(again["jobs"][1]["id"])
+    assert [(job["retry"], job["rung"]) for job in again["jobs"]] == [(0, 0), (1, 0)]
     run(world, again, "completed")
     refused(world.requester.post(f"/v1/requests/{made['id']}/retry"), 409, "illegal-transition")
 
@@ -288,7 +287,7 @@ def test_a_generator_needs_a_judge_and_forgets_one_label(world: World, tmp_path:
         world.admin.patch("/v1/models/painter", json={"judge": "judge"}, headers={"If-Match": "*"}).status_code == 200
     )
     made = asked(world.requester, model="painter", forget={"class_label": "3"})
-    assert made["recipe"]["schedule"] == "steps" and made["forget_kind"] == "class_label"
+    assert made["ladder"][0]["recipe"]["schedule"] == "steps" and made["forget_kind"] == "class_label"
     one, two = forget_set(world.requester, ("1",)), forget_set(world.requester, ("1", "2"))
     before = stored(world.lethe)
     refused(ask(world.requester, model="painter", forget={"dataset": two}), 422, "many-labels", "forget.dataset")
@@ -350,7 +349,7 @@ def rows(world: World) -> list[Any]:
     return from_all
 
 
-@pytest.mark.parametrize("path", ["/v1/requests", "/v1/datasets", "/v1/models", "/v1/history"])
+@pytest.mark.parametrize("path", ["/v1/requests", "/v1/datasets", "/v1/models", "/v1/audit"])
 def test_what_is_no_cursor_is_refused(world: World, path: str) -> None:
     answer = world.admin.get(path, params={"after": "zzz"})
     assert refused(answer, 422, "bad-cursor", "after")["errors"][0]["remedy"].startswith("Pass `next`")

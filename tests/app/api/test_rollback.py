@@ -6,7 +6,7 @@ from fastapi.testclient import TestClient
 from app import sweeper
 from app.records.api_key import ApiKey
 from app.records.checkpoint import Status
-from tests.app.api.deployed import World, forgotten, refused, stored
+from tests.app.api.deployed import World, audited, forgotten, refused, stored
 from tests.app.api.test_aliases import at_once, place, put
 from tests.conftest import client_for
 
@@ -56,7 +56,7 @@ def test_behind_a_completed_request_it_is_reopened_and_the_head_stays(world: Wor
     assert [(move["kind"], move["from_version"], move["to_version"], move["reopened"]) for move in moves] == [
         ("rolled_back", 3, 2, [second]), ("rolled_back", 2, 1, [first])
     ]  # fmt: skip
-    entries = world.admin.get("/v1/history", params={"request": second}).json()["data"]
+    entries = audited(world, request=second)
     assert entries[-1]["action"] == "request.reopened" and entries[-1]["actor"].startswith("key:")
     why = {"reason": "rolled_back", "alias": "production", "version": 2, "why": "wrong answers since noon"}
     assert entries[-1]["details"] == why
@@ -131,5 +131,5 @@ def test_of_rollbacks_at_once_one_wins_and_each_request_is_reopened_once(world: 
         200,
     ]
     assert statuses(world, first, second) == ["reopened", "reopened"]
-    actions = [entry["action"] for entry in world.admin.get("/v1/history", params={"request": first}).json()["data"]]
+    actions = [entry["action"] for entry in audited(world, request=first)]
     assert actions.count("request.reopened") == 1

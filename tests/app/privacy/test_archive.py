@@ -190,7 +190,7 @@ def test_a_zip_whose_entries_share_bytes_is_refused() -> None:
     second = record.replace(b"a.png", b"b.png")
     tail = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 2, 2, 2 * len(record), at, 0)
     refused = refusal(honest[:at] + record + second + tail)
-    assert (refused.code, refused.rule) == ("archive-damaged", "Entries overlap.")
+    assert (refused.code, refused.rule) == ("archive-overlap", "Entries share their bytes.")
 
 
 def test_a_tar_header_of_gigabytes_is_refused_unread() -> None:
@@ -229,7 +229,7 @@ def test_an_encrypted_entry_is_refused() -> None:
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
 def test_rare_zip_compression_is_refused(method: int) -> None:
-    assert refusal(zipped({"a.png": b"x"}, method)).code == "archive-format"
+    assert refusal(zipped({"a.png": b"x"}, method)).code == "archive-compression"
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", bytes(2000), b"\x89PNG\r\n\x1a\n", b"BZh91AY", os.urandom(999)])
@@ -273,7 +273,7 @@ def test_a_private_zip_with_a_damaged_entry_does_not_quote_the_library() -> None
     honest = bytearray(zipped({"Jane Roe.png": b"x" * 50}, zipfile.ZIP_STORED))
     honest[30] ^= 1  # the local header now has another name than the table of contents
     refused = refusal(bytes(honest), private=True)
-    assert refused.code == "archive-damaged" and "Roe" not in str(refused)
+    assert refused.code == "archive-mismatch" and "Roe" not in str(refused)
     assert refused.__suppress_context__
 
 

@@ -16,6 +16,7 @@ from app.records.base import new_id, now
 from app.records.job import Job
 from app.records.model import Model
 from app.records.request import Request
+from tests.history import written
 
 LEASE = 30.0
 
@@ -30,27 +31,19 @@ def add_model(lethe: Deployment) -> str:
     return model_id
 
 
-def add_job(lethe: Deployment, model_id: str, deadline: float = 100.0) -> str:
-    request_id, job_id = new_id("req"), new_id("job")
+def add_job(lethe: Deployment, model_id: str, deadline: float = 100.0, rungs: int = 1) -> str:
+    """A request whose ladder has so many rungs, and the job of the first."""
+    ladder = [{"method": "salun", "recipe": {"epochs": epochs}} for epochs in range(1, rungs + 1)]
+    request = Request(
+        id=new_id("req"), model_id=model_id, status="queued", sealed=b"", forget_kind="samples", forget_count=1,
+        method="auto" if rungs > 1 else "salun", ladder=ladder, seed=0, requested_at=0.0, due_at=deadline,
+        created_by="test", created_at=0.0,
+    )  # fmt: skip
     with lethe.store.write() as session:
-        requests.add(
-            session,
-            Request(id=request_id, model_id=model_id, status="queued", sealed=b"", forget_kind="samples", forget_count=1,
-                    method="salun", recipe={}, seed=0, requested_at=0.0, due_at=deadline, created_by="test", created_at=0.0),
-        )  # fmt: skip
-        jobs.add(
-            session,
-            Job(
-                id=job_id,
-                request_id=request_id,
-                model_id=model_id,
-                status="queued",
-                deadline=deadline,
-                progress={},
-                created_at=0.0,
-            ),
-        )
-    return job_id
+        requests.add(session, request)
+        job = jobs.of_rung(request, 0, 0)
+        jobs.add(session, job)
+    return job.id
 
 
 def claim(lethe: Deployment, worker: str = "worker:a", seconds: float = LEASE) -> Job | None:
@@ -223,7 +216,7 @@ def test_every_transition_leaves_a_history_row(lethe: Deployment) -> None:
     claim(lethe)
     with lethe.store.write() as session:
         jobs.succeed(session, job_id, 1, "worker:a", False, {})
-        entries = history.page(session, after=None, limit=50, request_id=read(lethe, job_id)[1].id)
+        entries = written(session, request_id=read(lethe, job_id)[1].id)
     actions = [entry.action for entry in entries]
     assert actions == [
         "request.received", "job.queued", "job.claimed", "request.running", "job.succeeded", "request.evaluation_failed"
@@ -237,7 +230,7 @@ def test_the_database_refuses_to_change_history(lethe: Deployment, statement: st
     with pytest.raises(DBAPIError, match="append-only"), lethe.store.write() as session:
         session.execute(text(statement))
     with lethe.store.read() as session:
-        assert [entry.actor for entry in history.page(session, after=None, limit=5)] == ["test"]
+        assert [entry.actor for entry in written(session)] == ["test"]
 
 
 def test_a_cancel_that_meets_a_drain_is_not_forgotten(lethe: Deployment) -> None:

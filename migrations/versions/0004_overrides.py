@@ -1,12 +1,12 @@
 """overrides of a verdict, and what it takes to lay their tombstones
 
-Revision: 0006, after 0003
+Revision: 0004, after 0003
 """
 
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0006"
+revision = "0004"
 down_revision = "0003"
 branch_labels = None
 depends_on = None
