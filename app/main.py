@@ -50,6 +50,7 @@ def create_app(lethe: Deployment | None = None) -> FastAPI:
         deployment.decoders.start()
         yield
         sweeper.stop()
+        deployment.decoders.stop()
         deployment.store.close()
 
     app = FastAPI(title="Lethe", version="0.1.0", description=ABOUT, lifespan=run)
