@@ -32,6 +32,12 @@ class DecoderProcess:
         with self._lock:
             self._started()
 
+    def stop(self) -> None:
+        """End it with whatever it reads, so that nothing outlives a server that ends in order."""
+        with self._lock:
+            if self._control is not None:
+                self._drop()
+
     def give(self, job: dict[str, Any], files: list[int]) -> int:
         """Start a child on the job with these open files; a handle that kills it. Unavailable when that fails twice."""
         message = json.dumps(job).encode()

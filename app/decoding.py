@@ -62,6 +62,10 @@ class Decoders:
         """Let the process import what it needs before the first upload comes."""
         decoder_process().start()
 
+    def stop(self) -> None:
+        """End the process; an upload that comes after all starts it again."""
+        decoder_process().stop()
+
     @contextmanager
     def images(self, archive: BinaryIO, private: bool) -> Iterator["ArrivingSet"]:
         """An imagefolder, from an open file that the child gets too. A refusal comes here, or while pictures are taken."""

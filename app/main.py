@@ -49,10 +49,9 @@ def create_app(lethe: Deployment | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def run(app: FastAPI) -> AsyncIterator[None]:
-        beside = (Sweeper(deployment), Sequencer(deployment.store))
+        beside = (Sweeper(deployment), Sequencer(deployment.store), deployment.decoders)
         for each in beside:
             each.start()
-        deployment.decoders.start()
         yield
         for each in beside:
             each.stop()

@@ -66,6 +66,17 @@ def test_a_version_is_released_against_its_verdict_with_all_that_passing_does(wo
     assert "request.purged" in said and said["request.completed"]["details"]["reason"] == BODY["reason"]
 
 
+def test_an_override_sent_again_under_its_key_is_done_once(world: World) -> None:
+    place(world, "again")
+    path, request_id = quarantined(world, "again")
+    headers = {"If-Match": world.admin.get(path).headers["etag"], "Idempotency-Key": "override-again"}
+    first, second = overrule(world, path, **headers), overrule(world, path, **headers)
+    assert (first.status_code, second.status_code) == (200, 200) and first.json() == second.json()
+    assert second.headers["idempotent-replayed"] == "true"
+    actions = [entry["action"] for entry in audited(world, request=request_id)]
+    assert actions.count("checkpoint.overridden") == 1
+
+
 def test_the_report_keeps_its_verdict_and_shows_the_override_beside_it(world: World) -> None:
     place(world, "beside")
     path, _ = quarantined(world, "beside")

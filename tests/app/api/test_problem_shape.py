@@ -22,6 +22,7 @@ ADMINS = {
     ("get", "/v1/audit/head"), ("get", "/v1/audit/export"),
     ("post", "/v1/keys"), ("get", "/v1/keys"), ("delete", "/v1/keys/{key_id}"),
     ("post", "/v1/keys/{key_id}/rotate"),
+    ("post", "/v1/models/{name}/checkpoints/{number}/override"),
     ("put", "/v1/models/{name}/aliases/{alias}"), ("delete", "/v1/models/{name}/aliases/{alias}"),
     ("post", "/v1/models/{name}/aliases/{alias}/rollback"), ("get", "/v1/models/{name}/aliases/{alias}/history"),
 }  # fmt: skip
@@ -29,6 +30,7 @@ BODIES: dict[tuple[str, str], dict[str, object]] = {  # without one, these are 4
     ("patch", "/v1/models/{name}"): {"test": None},
     ("put", "/v1/models/{name}/aliases/{alias}"): {"version": 1, "reason": "x"},
     ("post", "/v1/models/{name}/aliases/{alias}/rollback"): {"reason": "x"},
+    ("post", "/v1/models/{name}/checkpoints/{number}/override"): {"code": "other", "reason": "x"},
     ("post", "/v1/keys/{key_id}/rotate"): {},
 }
 
