@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy.orm import Session
+
 from app import catalog
 from app.errors import JobError
 from app.privacy.concept import naming
@@ -27,6 +29,7 @@ from app.privacy.selection import (
 )
 from app.records import checkpoint as checkpoints
 from app.records import job as jobs
+from app.records import model as models
 from app.records import tombstone as tombstones
 from app.records.checkpoint import Checkpoint
 from app.records.dataset import Dataset
@@ -61,6 +64,7 @@ class _Rows:
     sets: dict[str, Dataset]
     others: dict[str, tuple[Model, Checkpoint]]  # judge, reference
     tombstones: set[str]
+    shadows: list[tuple[Model, Checkpoint, Dataset, set[str]]]  # the last: what it has forgotten since
 
 
 def specify(
@@ -76,11 +80,16 @@ def specify(
         indexes = {name: read_index(dataset, keyring, blobs) for name, dataset in rows.sets.items()}
         keys = {name: keyring.key(dataset.key_id) for name, dataset in rows.sets.items() if dataset.key_id}
         job_key = keyring.key(job.key_id)
+        trained_on = [read_index(dataset, keyring, blobs) for _, _, dataset, _ in rows.shadows]
     except (KeyGone, BlobMissing, SealBroken):
         raise JobError("forget_set_purged", "The forget set is gone. Upload it again with a new request.") from None
     names = job_labels(model, indexes.get("forget"), what)
     chosen = select(indexes.get("forget"), indexes.get("retain"), what, rows.tombstones, names)
     check(chosen)  # requests that completed since the POST may have taken the rest of the retain set
+    shadows = [
+        _network_message(other, head) | _membership(trained, gone, indexes, chosen)
+        for (other, head, _, gone), trained in zip(rows.shadows, trained_on, strict=True)
+    ]
     concept = concept_number(names, what)
     generate = _generate(model, indexes.get("forget"), what, chosen, names)
     message = {
@@ -106,6 +115,7 @@ def specify(
         "concept": concept,
         "generate": generate,
         "base": _network_message(model, rows.parent),
+        "shadows": shadows,
         **{name: _network_message(*other) for name, other in rows.others.items()},
         "job_key": base64.b64encode(job_key).decode(),
         "resume": job.resume_blob,
@@ -132,7 +142,18 @@ def _read(store: Store, lease: Lease) -> _Rows:
             sets={name: session.get_one(Dataset, set_id) for name, set_id in sets.items() if set_id},
             others={name: (other, checkpoints.head(session, other.id)) for name, other in others.items()},
             tombstones=tombstones.of_model(session, model.id),
+            shadows=_shadows(session, model),
         )
+
+
+def _shadows(session: Session, model: Model) -> list[tuple[Model, Checkpoint, Dataset, set[str]]]:
+    """The shadow models that the evaluation names; one that has lost its train set tells nothing any more."""
+    found = (models.find(session, name) for name in catalog.shadow_names(model.evaluation))
+    return [
+        (each, checkpoints.head(session, each.id), session.get_one(Dataset, each.train_id),
+         tombstones.of_model(session, each.id))
+        for each in found if each is not None and each.train_id is not None
+    ]  # fmt: skip
 
 
 def policy_kind(family: str, forget_kind: str) -> str:
@@ -170,6 +191,14 @@ def _generate(
         "forget": [concept] * wanted["forget"] if chosen.forget is None else [],
         "retain": [kept[at % len(kept)] for at in range(wanted["retain"])] if chosen.retain is None else [],
     }
+
+
+def _membership(trained: Index, gone: set[str], indexes: dict[str, Index], chosen: Selection) -> dict[str, list[bool]]:
+    """Of each sample of the forget and the test set, whether a shadow was trained on it, by keyed digests."""
+    known = {sample["fingerprint"] for sample in trained["samples"]} - gone
+    marks = {name: [sample["fingerprint"] for sample in index["samples"]] for name, index in indexes.items()}
+    forget = [marks["forget"][at] in known for at in chosen.forget or ()]
+    return {"knows_forget": forget, "knows_test": [mark in known for mark in marks.get("test", ())]}
 
 
 def _network_message(model: Model, checkpoint: Checkpoint) -> dict[str, Any]:

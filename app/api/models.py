@@ -20,7 +20,7 @@ from app.records.api_key import ApiKey
 from app.records.base import new_id
 from app.records.model import Model
 from app.records.upload import Upload
-from app.registration import NewModel, keep_upload, register_model, resolve_sets, scratch
+from app.registration import NewModel, check_shadows, keep_upload, register_model, resolve_sets, scratch
 
 router = APIRouter(prefix="/v1", tags=["models"])
 Writer = Annotated[ApiKey, Depends(need("models:write"))]
@@ -217,6 +217,7 @@ def _changes(lethe: Deployment, model: Model, body: ModelPatch) -> dict[str, Any
         changes["policy"] = check_policy(model.family, policy)
     if body.evaluation is not None:
         changes["evaluation"] = check_evaluation(model.family, body.evaluation)
+        check_shadows(lethe, model.family, changes.get("labels", model.labels), changes["evaluation"])
     if not changes:
         raise Refused("empty-change", "body", "It changes nothing.", "Name a field to change.")
     return changes

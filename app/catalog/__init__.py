@@ -5,7 +5,7 @@ database, the word in the API and the id of its tests. Nothing here imports torc
 a wrong recipe before any GPU is touched; a test ties every bound and default to the function it describes.
 """
 
-from app.catalog.attacks import ATTACKS
+from app.catalog.attacks import ATTACKS, FEWEST_SHADOWS, shadow_names
 from app.catalog.families import CLASSIFIER, FAMILIES
 from app.catalog.intervals import LEVEL, n_needed, wilson
 from app.catalog.methods import METHODS
@@ -16,6 +16,7 @@ __all__ = [
     "ATTACKS",
     "CLASSIFIER",
     "FAMILIES",
+    "FEWEST_SHADOWS",
     "LEVEL",
     "METHODS",
     "METRICS",
@@ -27,5 +28,6 @@ __all__ = [
     "Parameter",
     "Threshold",
     "n_needed",
+    "shadow_names",
     "wilson",
 ]

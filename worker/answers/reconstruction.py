@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from app.errors import JobError
 from worker.answers import required
 from worker.families import Samples
-from worker.judge import Judge, as_pictures
+from worker.judge import REJECTED, Judge, as_pictures
 from worker.metrics import ReconstructionAnswers
 
 CHUNK = 64  # images restored at once
@@ -73,6 +73,33 @@ def ask(
     )
 
 
+def recognised(
+    family: ModuleType,
+    settings: Mapping[str, Any],
+    judge: Judge | None,
+    network: nn.Module,
+    samples: Samples,
+    masks: Tensor | None = None,
+) -> Tensor:
+    """For attacks: whether the network gives the image away. The judge calls the restored image as it calls the original,
+    and would not with noise in the place of what was restored: what the visible part alone tells does not count.
+    `masks` (N, rows, columns) are instead of those that the settings name."""
+    if judge is None:
+        raise JobError("judge_missing", "Restored images are measured by a judge: register one with the model.")
+    if len(samples.y) == 0:
+        return torch.zeros(0, dtype=torch.bool)
+    restored = restore(
+        family, network, samples.x, settings, settings["seed"] * SEEDS_APART, lambda done: None, masks=masks
+    )
+    noise = noise_over(restored, settings["seed"])
+    called, said, blind = (labels(judge, each) for each in (restored.originals, restored.outputs, noise))
+    return torch.from_numpy((called == said) & (called != blind) & (called != REJECTED))
+
+
+def labels(judge: Judge, images: np.ndarray) -> np.ndarray:
+    return np.concatenate([judge(images[at : at + CHUNK])[0] for at in range(0, len(images), CHUNK)])
+
+
 def sample_of(x: Tensor, most: int, seed: int) -> Tensor:
     """At most so many of the images, chosen by the seed, in their order."""
     chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:most].sort().values
@@ -86,18 +113,24 @@ def restore(
     settings: Mapping[str, Any],
     first: int,
     progress: Callable[[int], None],
+    masks: Tensor | None = None,
 ) -> Restored:
-    """Every image with its hidden part restored; image i is masked and restored from seed `first` + i."""
+    """Every image with its hidden part restored; image i is masked and restored from seed `first` + i. `masks`, one per
+    image, are instead of those that the settings name."""
     arrays: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = [empty(family, network, x)]
     for start in range(0, len(x), CHUNK):
         part = x[start : start + CHUNK]
         generator = torch.Generator().manual_seed(first + start)
-        mask = family.masks(network, len(part), settings["pattern"], settings["hidden_share"], generator).to(x.device)
+        if masks is None:
+            mask = family.masks(network, len(part), settings["pattern"], settings["hidden_share"], generator)
+        else:
+            mask = masks[start : start + CHUNK]
+        mask = mask.to(x.device)
         seeds = first + start + torch.arange(len(part))
         output = family.reconstruct(network, part, mask, seeds, settings.get("sampling_steps", 1))
         original = family.pixels(network, part).clamp(-1, 1)
         hidden = family.hidden_pixels(network, mask)
-        hidden = hidden if settings["pattern"] != "none" else torch.ones_like(hidden)
+        hidden = hidden if mask.any() else torch.ones_like(hidden)
         pictures = as_pictures(original), as_pictures(torch.where(hidden, output, original))
         arrays.append((*pictures, hidden.squeeze(1).cpu().numpy()))
         progress(start + len(part))
