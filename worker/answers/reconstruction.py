@@ -22,6 +22,7 @@ from worker.metrics import ReconstructionAnswers
 CHUNK = 64  # images restored at once
 SEEDS_APART = 1_000_003  # so that two evaluation seeds share no image's noise
 SHOWN = 4  # images of the retain and of the test set that are kept for the picture
+PLAIN = (0, 128, 255)  # levels that a network which knows nothing might fill a hole with
 GREY = 0.0  # what a hidden pixel looks like in the picture, in [-1, 1]
 
 
@@ -82,7 +83,7 @@ def recognised(
     masks: Tensor | None = None,
 ) -> Tensor:
     """For attacks: whether the network gives the image away. The judge calls the restored image as it calls the original,
-    and would not with noise in the place of what was restored: what the visible part alone tells does not count.
+    and would not with noise or a plain colour in the place of what was restored: what the visible part tells does not count.
     `masks` (N, rows, columns) are instead of those that the settings name."""
     if judge is None:
         raise JobError("judge_missing", "Restored images are measured by a judge: register one with the model.")
@@ -91,9 +92,11 @@ def recognised(
     restored = restore(
         family, network, samples.x, settings, settings["seed"] * SEEDS_APART, lambda done: None, masks=masks
     )
-    noise = noise_over(restored, settings["seed"])
-    called, said, blind = (labels(judge, each) for each in (restored.originals, restored.outputs, noise))
-    return torch.from_numpy((called == said) & (called != blind) & (called != REJECTED))
+    called, said = labels(judge, restored.originals), labels(judge, restored.outputs)
+    given = (called == said) & (called != REJECTED)
+    for blind in (noise_over(restored, settings["seed"]), *plain_over(restored)):
+        given &= called != labels(judge, blind)
+    return torch.from_numpy(given)
 
 
 def labels(judge: Judge, images: np.ndarray) -> np.ndarray:
@@ -148,6 +151,17 @@ def noise_over(restored: Restored, seed: int) -> np.ndarray:
     shape = restored.originals.shape
     unit = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).permute(0, 3, 1, 2)
     return np.where(restored.hidden[..., None], as_pictures(unit), restored.originals)
+
+
+def plain_over(restored: Restored) -> list[np.ndarray]:
+    """The originals with black, grey or white where hidden, and with the mean of what is visible of each."""
+    hidden = restored.hidden[..., None]
+    visible = np.where(hidden, np.nan, restored.originals)
+    seen = np.asarray(~restored.hidden.all(axis=(1, 2)))  # where nothing is visible, there is no mean
+    means = np.full((len(seen), 1, 1, restored.originals.shape[3]), PLAIN[1], np.float64)
+    means[seen] = np.nanmean(visible[seen], axis=(1, 2), keepdims=True)
+    levels = [np.full_like(means, level) for level in PLAIN]
+    return [np.where(hidden, level.round().astype(np.uint8), restored.originals) for level in (*levels, means)]
 
 
 def features(judge: Judge, images: np.ndarray) -> np.ndarray:

@@ -11,8 +11,8 @@ again, about the same images, cropped otherwise.
     3.  the view under which most of D_f is given away
 
 A method that trained on one kind of mask may have emptied the encoder for that kind alone. An image is given away where
-the judge calls the restored one as it calls the original, and would not call it so with noise in the hidden place:
-a small hole hides nothing, and nothing is won there. So no network gives all away under every view; the base beside it
+the judge calls the restored one as it calls the original, and would not call it so with noise, black, grey, white or the
+visible part's mean in the hidden place: a small hole hides nothing, and nothing is won there. So no network gives all away under every view; the base beside it
 shows what can be had.
 """
 

@@ -43,32 +43,26 @@ def opened_first(family: str, directory: Path) -> nn.Module:
     return tiny.opened(name, directory / name)
 
 
-class Brightness:
-    """A judge that calls an image by how bright it is: 0 dark, 1 light, and rejects what is in between."""
+def striped(shape: tuple[int, ...], sign: float = 1.0) -> Tensor:
+    """Rows by turns light and dark, or dark and light."""
+    rows = torch.arange(shape[-2]) % 2 * 2.0 - 1
+    return (0.9 * sign * rows[:, None]).expand(shape).clone()
 
-    digest = "sha256:brightness"
+
+class Stripes:
+    """A judge that calls an image by its stripes: 1 as `striped`, 0 the other way round; it rejects what has neither."""
 
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        mean = images.reshape(len(images), -1).mean(1)
-        return np.where(mean > 180, 1, np.where(mean < 75, 0, -1)), mean[:, None]
+        rows = np.arange(images.shape[1]) % 2 * 2.0 - 1
+        told = ((images / 127.5 - 1) * rows[None, :, None, None]).mean((1, 2, 3))
+        return np.where(told > 0.6, 1, np.where(told < -0.6, 0, -1)), told[:, None]
 
 
-def given_away(restored: float, share_hidden: float, tmp_path: Path) -> list[bool]:
-    """Light images whose hidden part is restored as this level, in [-1, 1]."""
-    network = opened_first("masked_autoencoder", tmp_path)
-    x = torch.full((3, *masked_autoencoder.image_shape(network)), 0.9)
-    family: Any = Flat(restored)
-    settings = {"pattern": "random", "hidden_share": share_hidden, "seed": 0}
-    return reconstruction.recognised(  # type: ignore[no-any-return]
-        family, settings, Brightness(), network, Samples(x, torch.zeros(3, dtype=torch.int64))  # type: ignore[arg-type]
-    ).tolist()  # fmt: skip
+class Restoring:
+    """A masked autoencoder's family whose networks restore everything as one image."""
 
-
-class Flat:
-    """A masked autoencoder's family whose networks restore everything as one level of grey."""
-
-    def __init__(self, level: float) -> None:
-        self.level = level
+    def __init__(self, image: Tensor) -> None:
+        self.image = image
 
     def __getattr__(self, name: str) -> Any:
         return getattr(masked_autoencoder, name)
@@ -77,10 +71,33 @@ class Flat:
         return x
 
     def reconstruct(self, network: nn.Module, x: Tensor, mask: Tensor, seeds: Tensor, steps: int) -> Tensor:
-        return torch.full_like(x, self.level)
+        return self.image.expand_as(x)
+
+
+def given_away(restored: float, share_hidden: float, tmp_path: Path) -> list[bool]:
+    """Of three striped images whose hidden part is restored as stripes of this sign."""
+    network = opened_first("masked_autoencoder", tmp_path)
+    shape = masked_autoencoder.image_shape(network)
+    family: Any = Restoring(striped(shape, restored))
+    judge: Any = Stripes()
+    settings = {"pattern": "random", "hidden_share": share_hidden, "seed": 0}
+    samples = Samples(striped((3, *shape)), torch.zeros(3, dtype=torch.int64))
+    return reconstruction.recognised(family, settings, judge, network, samples).tolist()
 
 
 def test_what_the_visible_part_tells_is_not_given_away(tmp_path: Path) -> None:
-    assert given_away(0.9, 0.8, tmp_path / "a") == [True] * 3  # restored, and noise would not do
-    assert given_away(-0.9, 0.8, tmp_path / "b") == [False] * 3  # restored as something else
-    assert given_away(0.9, 0.1, tmp_path / "c") == [False] * 3  # right, but so it would be with noise
+    assert given_away(1.0, 0.8, tmp_path / "a") == [True] * 3  # restored, and nothing else in its place would do
+    assert given_away(-1.0, 0.8, tmp_path / "b") == [False] * 3  # restored as something else
+    assert given_away(0.0, 0.8, tmp_path / "c") == [False] * 3  # restored as nothing
+    assert given_away(1.0, 0.1, tmp_path / "d") == [False] * 3  # right, but so it is with noise or grey in its place
+
+
+def test_what_a_network_that_knows_nothing_might_fill_a_hole_with() -> None:
+    originals = np.zeros((2, 2, 2, 1), np.uint8)
+    originals[0, 0] = 100
+    hidden = np.array([[[False, False], [True, True]], [[True, True], [True, True]]])
+    filled = reconstruction.plain_over(reconstruction.Restored(originals, originals, hidden))
+    assert [each[0, 1, 0, 0] for each in filled] == [0, 128, 255, 100]  # the last: the mean of what is visible
+    assert [each[1, 1, 0, 0] for each in filled] == [0, 128, 255, 128] and all(
+        (each[0, 0] == 100).all() for each in filled
+    )
