@@ -139,6 +139,7 @@ def register_model(lethe: Deployment, new: NewModel, actor: str, once: Once = UN
         facts = lethe.decoders.model(directory, new.family)
         named = {"train": new.train, "retain": new.retain, "test": new.test}
         columns = resolve_sets(lethe, new.family, _own_labels(family, facts), named, new.judge)
+        check_shadows(lethe, new.family, columns["labels"], evaluation)
         model = Model(
             id=new_id("model"),
             name=new.name,
@@ -234,6 +235,24 @@ def resolve_sets(
                 _check_judge(lethe, session, known, labels, by_name=catalog.FAMILIES[family].texts)
             ids["judge_id"] = known.id
     return ids
+
+
+def check_shadows(lethe: Deployment, family: str, labels: list[str], evaluation: dict[str, Any]) -> None:
+    """Where an attack takes shadow networks: that the evaluation names enough, and that each can be one."""
+    if not any(catalog.ATTACKS[name].shadows for name in evaluation.get("attacks", {})):
+        return
+    names = catalog.shadow_names(evaluation)
+    with lethe.store.read() as session:
+        found = [models.find(session, name) for name in names]
+    fit = [each for each in found if each and each.family == family and each.labels == labels and each.train_id]
+    if len(fit) < max(len(names), catalog.FEWEST_SHADOWS):
+        raise Refused(
+            "unknown-shadow",
+            "evaluation.attacks.likelihood_ratio.shadows",
+            f"It must name {catalog.FEWEST_SHADOWS} or more registered models of the same family and labels, each with its "
+            "train set.",
+            "Register the shadow models first, each with train.",
+        )
 
 
 def _with_set_labels(session: Session, labels: list[str], sets: dict[str, str | None]) -> list[str]:

@@ -84,7 +84,9 @@ class Side(_Part):
 
     before: Count | None = Field(description="Without the attack; null where there is nothing to compare with.")
     after: Count
-    rows: list[dict[str, Any]] = Field(description="Every step, copy, wording or threshold; docs/attacks.md says what.")
+    rows: list[dict[str, Any]] = Field(
+        description="Every step, copy, prompt, view or threshold; docs/attacks.md says what."
+    )
 
 
 class Attacked(_Part):

@@ -108,7 +108,8 @@ def test_a_family_knows_networks_only(path: Path) -> None:
     foreign = {root for root in roots(path) if root not in sys.stdlib_module_names}
     assert foreign <= {"torch", "diffusers", "transformers", "safetensors", "tokenizers", "numpy", "PIL", "worker"}
     ours = {name for name, _ in imports(path) if name.startswith("worker")}
-    shared = ("attention", "denoising", "directory", "inputs", "lora", "pipelines", "prefix", "probing", "prompts")
+    shared = ("attention", "denoising", "directory", "inputs", "lora", "mixtures", "pipelines", "prefix", "probing",
+              "prompts")  # fmt: skip
     assert ours <= {"worker.families", *(f"worker.families.{name}" for name in shared)}
 
 

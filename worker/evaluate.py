@@ -123,7 +123,7 @@ def held_to_policy(
         "promises": list(promised),
         "settings": dict(specification["evaluation"]),
         "generated": {name: len(labels) for name, labels in (specification.get("generate") or {}).items() if labels},
-        "not_tested": not_tested(attacks),
+        "not_tested": not_tested(attacks, specification["base"]["family"]),
     }
 
 
@@ -291,6 +291,9 @@ def under_rules(attacks: Sequence[dict[str, Any]], rules: Sequence[Threshold]) -
     return rows
 
 
-def not_tested(attacks: Sequence[Mapping[str, Any]]) -> list[str]:
+def not_tested(attacks: Sequence[Mapping[str, Any]], family: str) -> list[str]:
+    """The attacks on the family that were not made; what is no attack here was not tested either, and has no name."""
     made = {row["attack"] for row in attacks if row["value"] is not None}
-    return ["adversarial prompts", *(name.replace("_", " ") for name in ATTACKS if name not in made)]
+    return [
+        name.replace("_", " ") for name, attack in ATTACKS.items() if family in attack.families and name not in made
+    ]

@@ -23,6 +23,7 @@ from app.privacy.images import read_index, read_set
 from app.privacy.sealing import unseal
 from app.storage import BlobMissing, LocalBlobs
 from worker import by_name
+from worker.attacks import Shadow
 from worker.backbones import Backbone, open_backbones
 from worker.curate import generate
 from worker.families import Captions, Samples
@@ -66,6 +67,7 @@ class Material:
     probes: tuple[Probe, ...] = ()
     evaluators: Mapping[str, Loaded] = field(default_factory=dict)  # beside the judge, by part
     backbones: Mapping[str, Backbone] = field(default_factory=dict)
+    shadows: tuple[Shadow, ...] = ()  # what they know of the unseen is of the whole test set
 
 
 class Warm:
@@ -145,6 +147,7 @@ def load(
         probes=tuple(_probe(told, specification, base, family, blobs) for told in specification.get("promises", ())),
         evaluators=evaluators,
         backbones=backbones,
+        shadows=tuple(_shadow(part, blobs, device, scratch) for part in specification.get("shadows", ())),
     )
 
 
@@ -175,6 +178,24 @@ def _network(
     except ValueError as error:
         raise JobError("checkpoint_mismatch", str(error)) from error
     return replace(warm_one, manifest=manifest)  # equal bytes may lie in other packs
+
+
+def _shadow(part: dict[str, Any], blobs: LocalBlobs, device: torch.device, scratch: Path) -> Shadow:
+    """Opened when an attack comes to it, and not kept warm: there may be many."""
+
+    def opened() -> nn.Module:
+        directory = scratch / f"shadow-{part['digest'][-16:]}"
+        try:
+            with blobs.open(part["manifest"]) as file:
+                weights.materialise(weights.decode(file.read()), blobs, directory)
+            network: nn.Module = by_name.family(part["family"]).load(directory, device)
+        except (BlobMissing, weights.CheckpointDamaged, ValueError) as error:
+            raise JobError("checkpoint_damaged", "A shadow network's checkpoint is incomplete or altered.") from error
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
+        return network
+
+    return Shadow(opened, torch.tensor(part["knows_forget"]), torch.tensor(part["knows_test"]))
 
 
 def _told(loaded: Loaded, captions: Captions) -> Loaded:

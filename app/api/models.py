@@ -22,7 +22,7 @@ from app.records.api_key import ApiKey
 from app.records.base import new_id
 from app.records.model import Model
 from app.records.upload import Upload
-from app.registration import NewModel, keep_upload, register_model, resolve_sets, scratch
+from app.registration import NewModel, check_shadows, keep_upload, register_model, resolve_sets, scratch
 
 router = APIRouter(prefix="/v1", tags=["models"])
 Writer = Annotated[ApiKey, Depends(need("models:write"))]
@@ -248,6 +248,7 @@ def _changes(lethe: Deployment, model: Model, body: ModelPatch) -> dict[str, Any
         changes["policy"] = check_policy(model.family, policy)
     if body.evaluation is not None:
         changes["evaluation"] = check_evaluation(model.family, body.evaluation)
+        check_shadows(lethe, model.family, changes.get("labels", model.labels), changes["evaluation"])
     if "evaluators" in sent or "evaluation" in changes:  # those that stay must fit the new settings, too
         named = (body.evaluators or {}) if "evaluators" in sent else model.evaluators
         settings = changes.get("evaluation", model.evaluation)

@@ -5,7 +5,7 @@ database, the word in the API and the id of its tests. Nothing here imports torc
 a wrong recipe before any GPU is touched; a test ties every bound and default to the function it describes.
 """
 
-from app.catalog.attacks import ATTACKS
+from app.catalog.attacks import ATTACKS, FEWEST_SHADOWS, shadow_names
 from app.catalog.evaluators import BACKBONES, EVALUATORS
 from app.catalog.families import CLASSIFIER, FAMILIES
 from app.catalog.intervals import LEVEL, n_needed, wilson
@@ -21,6 +21,7 @@ __all__ = [
     "CLASSIFIER",
     "EVALUATORS",
     "FAMILIES",
+    "FEWEST_SHADOWS",
     "LADDERS",
     "LEVEL",
     "METHODS",
@@ -36,5 +37,6 @@ __all__ = [
     "Rung",
     "Threshold",
     "n_needed",
+    "shadow_names",
     "wilson",
 ]

@@ -159,3 +159,4 @@ class Attack:
     direction: Literal["lower", "target"]
     definition: str
     parameters: Mapping[str, Parameter]
+    shadows: bool = False  # takes `shadows`: the registered networks that the model's evaluation names

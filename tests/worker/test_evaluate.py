@@ -332,7 +332,7 @@ def test_the_attacks_that_are_named_stand_in_the_report_with_counts_and_budget(t
     assert beyond_the_schema(Report.model_validate(made.document)) == []
     rows = {row["attack"]: row for row in made.document["attacks"]}
     json.dumps(made.document, allow_nan=False)
-    assert set(rows) == set(named) and made.document["not_tested"] == ["adversarial prompts", "paraphrases"]
+    assert set(rows) == set(named) and made.document["not_tested"] == ["likelihood ratio"]
     assert all(set(row["sides"]) == {"unlearned", "base", "reference"} for row in rows.values())
     curve = rows["relearning"]
     assert curve["budget"] == {"images": 4, "retain_images": 4, "steps": 2} and curve["settings"] == RELEARNING
@@ -346,7 +346,7 @@ def test_the_attacks_that_are_named_stand_in_the_report_with_counts_and_budget(t
 def test_nothing_is_attacked_unless_it_is_named(tmp_path: Path) -> None:
     made, _ = attacked(tmp_path, {}, ALL_MET)
     assert made.document["attacks"] == [] and made.pictures == {}
-    untested = ["adversarial prompts", "relearning", "quantised copies", "paraphrases", "membership sweep"]
+    untested = ["relearning", "quantised copies", "membership sweep", "likelihood ratio"]
     assert made.document["not_tested"] == untested
 
 
@@ -374,7 +374,7 @@ def test_an_attack_that_cannot_be_made_says_why_and_stays_untested(tmp_path: Pat
     }
     row = robustness.attack(specification, material, nn.Linear(1, 1), None, "membership_sweep", quiet)
     assert row["value"] is None and "test set" in row["reason"] and row["n"] == 0
-    assert "membership sweep" in evaluate.not_tested([row])
+    assert "membership sweep" in evaluate.not_tested([row], "image_classifier")
 
 
 # Trained checks: about two minutes on one core.
