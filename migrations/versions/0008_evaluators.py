@@ -13,10 +13,8 @@ depends_on = None
 
 
 def upgrade() -> None:
-    with op.batch_alter_table("models", schema=None) as batch_op:
-        batch_op.add_column(sa.Column("evaluators", sa.JSON(), nullable=False, server_default="{}"))
+    op.add_column("models", sa.Column("evaluators", sa.JSON(), nullable=False, server_default="{}"))
 
 
 def downgrade() -> None:
-    with op.batch_alter_table("models", schema=None) as batch_op:
-        batch_op.drop_column("evaluators")
+    op.drop_column("models", "evaluators")
