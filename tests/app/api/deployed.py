@@ -197,11 +197,13 @@ def refused(answer: Response, status: int, code: str | None = None, field: str |
 
 
 def stored(lethe: Deployment) -> tuple[dict[str, int], dict[str, int]]:
-    """Everything that is kept: rows per table; blobs, keys, scratch and bell by size."""
+    """Everything that is kept: rows per table; blobs, keys, scratch and bell by size. The history is counted, its numbers
+    are not: a running server gives them a moment later."""
     with lethe.store.read() as session:
         rows = {
             table.name: session.scalar(select(func.count()).select_from(table)) or 0
             for table in Record.metadata.sorted_tables
+            if table.name not in ("audit", "audit_queue")
         }
     data = lethe.settings.data
     files = {path.relative_to(data).as_posix(): path.stat().st_size for path in data.rglob("*") if path.is_file()}
