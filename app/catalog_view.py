@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from app.catalog import ATTACKS, FAMILIES, LADDERS, METHODS, METRICS, Parameter
+from app.catalog import ATTACKS, BACKBONES, EVALUATORS, FAMILIES, LADDERS, METHODS, METRICS, Parameter
 
 
 def catalogue() -> dict[str, Any]:
@@ -51,8 +51,23 @@ def catalogue() -> dict[str, Any]:
                 "definition": metric.definition,
                 "interval": metric.interval,
                 "n_from": metric.n_from,
+                "evaluator": metric.evaluator,
+                "optional": metric.optional,
             }
             for name, metric in METRICS.items()
+        ],
+        "evaluators": [
+            {
+                "name": name,
+                "family": evaluator.family,
+                "families": list(evaluator.families),
+                "description": evaluator.description,
+            }
+            for name, evaluator in EVALUATORS.items()
+        ],
+        "backbones": [
+            {"name": name, "title": backbone.title, "families": list(backbone.families)}
+            for name, backbone in BACKBONES.items()
         ],
         "attacks": [
             {

@@ -154,13 +154,40 @@ def models() -> None:
 @click.option("--retain", help="Data set to keep.")
 @click.option("--test", help="Data set it never saw.")
 @click.option("--judge", help="Registered classifier that judges generated images.")
+@click.option(
+    "--evaluator",
+    "evaluators",
+    multiple=True,
+    metavar="PART=MODEL",
+    help="A further registered model that measures, such as clip=scorer. Repeatable.",
+)
+@click.option(
+    "--evaluation",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help='A setting of how outputs are produced, such as contexts=["ink","oil"]. Repeatable.',
+)
 @json_option
 def register(
-    directory: Path, name: str, family: str, train: str, retain: str, test: str, judge: str, as_json: bool
+    directory: Path,
+    name: str,
+    family: str,
+    train: str,
+    retain: str,
+    test: str,
+    judge: str,
+    evaluators: tuple[str, ...],
+    evaluation: tuple[str, ...],
+    as_json: bool,
 ) -> None:
     """Upload a Hugging Face directory (config and safetensors) and register it."""
+    parts = {part: model for part, _, model in (pair.partition("=") for pair in evaluators)}
+    settings_ = {key: _value(text) for key, _, text in (pair.partition("=") for pair in evaluation)}
     with Lethe() as lethe:
-        model = lethe.register_model(directory, name, family, train=train, retain=retain, test=test, judge=judge)
+        model = lethe.register_model(
+            directory, name, family, train=train, retain=retain, test=test, judge=judge,
+            evaluators=parts or None, evaluation=settings_ or None,
+        )  # fmt: skip
     click.echo(json.dumps(model, indent=2) if as_json else f"{model['name']} is registered as version {model['head']}")
     for warned in model["warnings"] if not as_json else ():
         click.secho(f"{warned['field']}: {warned['rule']} {warned['remedy']}", fg="yellow", err=True)

@@ -102,7 +102,8 @@ class Lethe:
         return answer
 
     def register_model(self, source: Path, name: str, family: str, **options: Any) -> dict[str, Any]:
-        """Upload a model directory and register it. Options: train, retain, test, judge, policy, evaluation, ladder."""
+        """Upload a model directory and register it. Options: train, retain, test, judge, evaluators, policy,
+        evaluation, ladder."""
         with _archive(source) as body:
             upload = self.call("POST", "/v1/uploads", content=_pieces(body), headers=ARCHIVE, timeout=PATIENT)
         given = {key: value for key, value in options.items() if value is not None}

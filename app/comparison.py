@@ -6,16 +6,27 @@ It says in what the two were measured unlike, too: figures by different judges, 
 from collections.abc import Mapping
 from typing import Any
 
-ALIKE = ("kind", "settings", "base", "judge", "reference")  # what tells whether two reports measured the same way
+ALIKE = (
+    "kind",
+    "settings",
+    "base",
+    "judge",
+    "evaluators",
+    "reference",
+)  # what tells whether two reports measured the same way
 
 
 def compare(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
     """`difference` is the second value less the first; None, and no side, where a report lacks the figure."""
     sides = [_by_metric(report) for report in (one, other)]
     names = list(dict.fromkeys(name for side in sides for name in side))
+
+    def said(report: Mapping[str, Any], part: str) -> Any:
+        return report.get(part) or None  # an older report lacks what a later one says nothing by
+
     return {
         "verdicts": [one["verdict"], other["verdict"]],
-        "unlike": [part for part in ALIKE if one.get(part) != other.get(part)],
+        "unlike": [part for part in ALIKE if said(one, part) != said(other, part)],
         "figures": [_figure(name, sides[0].get(name, []), sides[1].get(name, [])) for name in names],
     }
 

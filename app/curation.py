@@ -10,12 +10,12 @@ from typing import Any
 from app import catalog
 from app.deployment import Deployment
 from app.errors import NotFound, Refused
+from app.evaluators import real_labels
 from app.privacy.concept import naming, words
 from app.privacy.sealing import KeyGone
 from app.privacy.selection import Index, about, check, job_labels, label_map, read_index, rule_of, select
 from app.records.dataset import Dataset
 from app.records.model import Model
-from app.registration import real_labels
 from app.storage import BlobMissing
 
 

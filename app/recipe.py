@@ -9,6 +9,7 @@ from app import catalog
 from app.catalog import Attack, Metric, Parameter
 from app.errors import Refused
 
+MOST_TEXTS = 1000  # in one setting
 Ladder = list[dict[str, Any]]  # rungs: method and recipe
 
 
@@ -162,6 +163,10 @@ def check_evaluation(family: str, evaluation: dict[str, Any]) -> dict[str, Any]:
         name: checked(parameter, settings.get(name, parameter.default_for(family)), f"evaluation.{name}")
         for name, parameter in known.items()
     }
+    if resolved.get("contexts") and not {"{}", "{context}"} <= set(re.findall(r"{\w*}", resolved["context_prompt"])):
+        rule = "It must hold {} for a label's name and {context} for the context."
+        remedy = "Such as: a photo of {} in the style of {context}."
+        raise Refused("placeholder-missing", "evaluation.context_prompt", rule, remedy)
     named = check_attacks(family, evaluation.get("attacks", {}))
     return resolved | ({"attacks": named} if named else {})
 
@@ -205,14 +210,12 @@ def checked(parameter: Parameter, value: Any, field: str) -> Any:
             raise Refused("wrong-type", field, "It must be true or false.", "See GET /v1/catalog.")
         return value
     if parameter.kind == "text":
-        if (
-            not isinstance(value, str)
-            or not value.replace("\n", "").isprintable()
-            or len(value) > (parameter.maximum or 0)
-        ):
+        if not _is_text(value, parameter):
             rule = f"It must be printable text of at most {parameter.maximum:g} characters."
             raise Refused("wrong-type", field, rule, "See GET /v1/catalog.")
         return value
+    if parameter.kind == "texts":
+        return _texts(value, parameter, field)
     whole = isinstance(value, int) and not isinstance(value, bool)
     if not whole and not (parameter.kind == "number" and isinstance(value, float) and math.isfinite(value)):
         raise Refused("wrong-type", field, f"It must be a finite {parameter.kind}.", "See GET /v1/catalog.")
@@ -221,6 +224,22 @@ def checked(parameter: Parameter, value: Any, field: str) -> Any:
     if too_low or (high is not None and value > high):
         raise Refused("out-of-bounds", field, f"It must be {_bounds(parameter)}.", "See GET /v1/catalog.")
     return value if parameter.kind == "integer" else float(value)
+
+
+def _is_text(value: Any, parameter: Parameter) -> bool:
+    printable = isinstance(value, str) and value.replace("\n", "").isprintable()
+    return printable and len(value) <= (parameter.maximum or 0)
+
+
+def _texts(value: Any, parameter: Parameter, field: str) -> list[str]:
+    """Different ones, whatever their case; a brace would be taken for a place to fill in."""
+    fit = isinstance(value, list) and len(value) <= MOST_TEXTS and all(_is_text(each, parameter) for each in value)
+    if not fit or not all(each.strip() and not set("{}") & set(each) for each in value):
+        rule = f"It must be at most {MOST_TEXTS} printable texts without braces, each of 1 to {parameter.maximum:g} characters."
+        raise Refused("wrong-type", field, rule, "See GET /v1/catalog.")
+    if len({each.lower() for each in value}) < len(value):
+        raise Refused("out-of-bounds", field, "It names a text twice.", "Name each once.")
+    return list(value)
 
 
 def _named(group: str, name: str) -> str:

@@ -16,6 +16,7 @@ from app import catalog, weights
 from app.decoding import ArrivingSet
 from app.deployment import Deployment
 from app.errors import Conflict, NotFound, Refused
+from app.evaluators import REJECT_LABELS, real_labels, resolve_evaluators
 from app.idempotency import UNKEYED, Once
 from app.privacy.checkpoint_guard import DirectoryFacts, unpack_model
 from app.privacy.images import index_of, set_pieces
@@ -35,7 +36,6 @@ from app.records.upload import Upload
 from app.storage import BlobMissing
 
 Content = Path | bytes | Iterator[bytes]
-REJECT_LABELS = ("none", "reject", "unknown")  # a judge's own label for what is no image of any label
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class NewModel:
     judge: str | None
     policy: dict[str, list[dict[str, Any]]]
     evaluation: dict[str, Any]
+    evaluators: dict[str, str]
     ladder: list[dict[str, Any]] | None
 
 
@@ -129,6 +130,7 @@ def register_model(lethe: Deployment, new: NewModel, actor: str, once: Once = UN
             "unknown-family", "family", "There is no such family.", f"Choose one of {', '.join(catalog.FAMILIES)}."
         )
     policy, evaluation = check_policy(new.family, new.policy), check_evaluation(new.family, new.evaluation)
+    evaluators = resolve_evaluators(lethe, new.family, new.evaluators, evaluation)
     ladder = None if new.ladder is None else check_ladder(new.family, new.ladder)
     with lethe.store.read() as session:
         if models.find(session, new.name):
@@ -137,12 +139,14 @@ def register_model(lethe: Deployment, new: NewModel, actor: str, once: Once = UN
         facts = lethe.decoders.model(directory, new.family)
         named = {"train": new.train, "retain": new.retain, "test": new.test}
         columns = resolve_sets(lethe, new.family, _own_labels(family, facts), named, new.judge)
+        check_shadows(lethe, new.family, columns["labels"], evaluation)
         model = Model(
             id=new_id("model"),
             name=new.name,
             family=new.family,
             policy=policy,
             evaluation=evaluation,
+            evaluators=evaluators,
             ladder=ladder,
             created_by=actor,
             **columns,
@@ -233,15 +237,29 @@ def resolve_sets(
     return ids
 
 
+def check_shadows(lethe: Deployment, family: str, labels: list[str], evaluation: dict[str, Any]) -> None:
+    """Where an attack takes shadow networks: that the evaluation names enough, and that each can be one."""
+    if not any(catalog.ATTACKS[name].shadows for name in evaluation.get("attacks", {})):
+        return
+    names = catalog.shadow_names(evaluation)
+    with lethe.store.read() as session:
+        found = [models.find(session, name) for name in names]
+    fit = [each for each in found if each and each.family == family and each.labels == labels and each.train_id]
+    if len(fit) < max(len(names), catalog.FEWEST_SHADOWS):
+        raise Refused(
+            "unknown-shadow",
+            "evaluation.attacks.likelihood_ratio.shadows",
+            f"It must name {catalog.FEWEST_SHADOWS} or more registered models of the same family and labels, each with its "
+            "train set.",
+            "Register the shadow models first, each with train.",
+        )
+
+
 def _with_set_labels(session: Session, labels: list[str], sets: dict[str, str | None]) -> list[str]:
     found = (datasets.find(session, name) for name in sets.values() if name is not None)
     return list(
         dict.fromkeys([*labels, *(label for each in found if each and not each.sealed for label in each.labels)])
     )
-
-
-def real_labels(judge: Model) -> list[str]:
-    return [label for label in judge.labels if label.lower() not in REJECT_LABELS]
 
 
 def _check_judge(lethe: Deployment, session: Session, judge: Model, labels: list[str], by_name: bool) -> None:

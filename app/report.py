@@ -42,7 +42,9 @@ class Figure(_Part):
     """One metric, and at most one rule on it: a metric under two rules stands in two rows."""
 
     metric: str = Field(description="Its key in GET /v1/catalog, which defines it.")
-    name: str = Field(description="The key; `[judge]` behind it says that a registered judge's features measure it.")
+    name: str = Field(
+        description="The key; in brackets behind it whose own terms it is in: `[judge]`, or the begin of an evaluator's digest."
+    )
     title: str
     value: float | None = Field(description="After unlearning; null where it could not be measured.")
     interval: Interval | None = Field(None, description="Of the value; null where the metric is no share and no mean.")
@@ -63,6 +65,10 @@ class Figure(_Part):
     threshold: Held | None
     passed: bool | None = Field(description="Whether the value meets the rule; null without a rule or a value.")
     by_label: dict[str, float] | None = Field(None, description="Per label; only with the scope requests:concept.")
+    n_real: int | None = Field(None, description="Real images that the n generated ones are compared with.")
+    by_context: dict[str, float] | None = Field(
+        None, description="Per context, by its position in the evaluation's `contexts`."
+    )
     rings: dict[str, Ring] | None = Field(
         None, description="By nearness to what was forgotten, where labels are words."
     )
@@ -78,7 +84,9 @@ class Side(_Part):
 
     before: Count | None = Field(description="Without the attack; null where there is nothing to compare with.")
     after: Count
-    rows: list[dict[str, Any]] = Field(description="Every step, copy, wording or threshold; docs/attacks.md says what.")
+    rows: list[dict[str, Any]] = Field(
+        description="Every step, copy, prompt, view or threshold; docs/attacks.md says what."
+    )
 
 
 class Attacked(_Part):
@@ -183,8 +191,13 @@ class Report(_Part):
     attacks: list[Attacked] = Field([], description="Those that the evaluation names, and those that a rule is on.")
     promises: list[Promise] = Field([], description="Earlier requests of the model, measured again, oldest first.")
     settings: dict[str, Any] = Field(description="How outputs were produced: the model's evaluation settings.")
+    resolution: list[int] | None = Field(
+        None,
+        description="Height and width of generated and restored images, in pixels, before any evaluator resizes them.",
+    )
     base: str = Field(description="Digest of the version that this one was made from.")
     judge: str | None = Field(description="Digest of the judge.")
+    evaluators: dict[str, str] = Field({}, description="Digests of the evaluators beside the judge, by part.")
     reference: str | None = Field(description="Digest of the network retrained without what was forgotten.")
     answers: dict[str, Asked] = Field(
         {}, description="Of generators: base, unlearned and, where there is one, reference."

@@ -78,10 +78,17 @@ def render(
         definitions={METRICS[each.metric].title: METRICS[each.metric].definition for each in report.figures if each.metric in METRICS},
         pictures=None if pictures is None else [_picture(name, png) for name, png in pictures.items()],
         patches=[patch for patch in report.trace.get("patches") or [] if isinstance(patch, dict)],
-        others=sorted({digest for each in report.figures for digest in each.evaluators} - {report.judge}),
+        others=_others(report),
         number=figures.number,
         rung=lambda each: figures.rung(each.model_dump()),
     )  # fmt: skip
+
+
+def _others(report: Report) -> dict[str, str]:
+    """Digests of all that measured beside the judge, and the part that each played where the report says it."""
+    named = {digest: part for part, digest in report.evaluators.items()}
+    every = {digest for each in report.figures for digest in each.evaluators} | set(named)
+    return {digest: named.get(digest, "") for digest in sorted(every - {report.judge})}
 
 
 def _row(figure: Figure, judge: str | None) -> dict[str, Any]:

@@ -24,6 +24,12 @@ class Settings(BaseSettings):
     model_roots: str = Field("", description="Folders, separated by ':', from which models may be registered by path.")
     device: str = Field("auto", description="Where runners compute: auto, cpu, cuda or cuda:N.")
     threads: int = Field(0, ge=0, description="CPU threads of a runner; 0 leaves torch's own choice.")
+    inception: Path | None = Field(
+        None, description="Folder with FID's Inception v3 as model.safetensors; empty: no `fid_inception`."
+    )
+    lpips: Path | None = Field(
+        None, description="Folder with LPIPS on AlexNet as model.safetensors; empty: no `integrity_lpips`."
+    )
     lease_seconds: float = Field(
         30.0, gt=0, description="How long a worker may be silent before its job is taken back."
     )

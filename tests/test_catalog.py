@@ -9,14 +9,15 @@ from typing import Any, Literal
 
 import pytest
 
-from app.catalog import ATTACKS, AUTO, FAMILIES, LADDERS, METHODS, METRICS, Parameter
+from app.catalog import ATTACKS, AUTO, BACKBONES, EVALUATORS, FAMILIES, LADDERS, METHODS, METRICS, Parameter
 from app.recipe import check_ladder
+from app.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 OF_THE_RUN = ("network", "family", "forget", "retain", "generator", "on_step", "resume")
 OF_AN_ATTACK = ("network", "family", "forget", "retain", "unseen", "recognised", "generator", "progress")
 REMEMBERS = (*OF_THE_RUN, "remember")
-KINDS = {"integer": int, "number": float, "boolean": bool, "choice": str, "text": str}
+KINDS = {"integer": int, "number": float, "boolean": bool, "choice": str, "text": str, "texts": list}
 PARAMETERS = [
     pytest.param(parameter, id=f"{owner}-{name}")
     for owner, parameters in [(key, method.parameters) for key, method in METHODS.items()]
@@ -38,6 +39,7 @@ def test_every_file_is_an_entry_and_every_entry_a_file() -> None:
         "directory",
         "inputs",
         "lora",
+        "mixtures",
         "pipelines",
         "prefix",
         "probing",
@@ -45,6 +47,7 @@ def test_every_file_is_an_entry_and_every_entry_a_file() -> None:
     } == set(FAMILIES)
     assert modules("metrics") == set(METRICS)
     assert modules("attacks") == set(ATTACKS)
+    assert modules("evaluators") == set(BACKBONES)
     assert modules("answers") == {family.answers for family in FAMILIES.values()}
 
 
@@ -72,12 +75,47 @@ def test_the_signature_is_the_catalogues(name: str) -> None:
 def test_an_attack_s_signature_is_the_catalogues(name: str) -> None:
     module = importlib.import_module(f"worker.attacks.{name}")
     signature = inspect.signature(module.attack).parameters
-    ours = {key: value for key, value in signature.items() if key not in OF_AN_ATTACK}
-    assert tuple(key for key in signature if key in OF_AN_ATTACK) == OF_AN_ATTACK
+    of_the_run = (*OF_AN_ATTACK[:6], "shadows", *OF_AN_ATTACK[6:]) if ATTACKS[name].shadows else OF_AN_ATTACK
+    ours = {key: value for key, value in signature.items() if key not in of_the_run}
+    assert tuple(key for key in signature if key in of_the_run) == of_the_run
     assert {key: (value.default, value.annotation) for key, value in ours.items()} == {
-        key: (parameter.default, KINDS[parameter.kind]) for key, parameter in ATTACKS[name].parameters.items()
+        key: (parameter.default, KINDS[parameter.kind])
+        for key, parameter in ATTACKS[name].parameters.items()
+        if key not in of_the_run
     }
     assert all(value.kind is inspect.Parameter.KEYWORD_ONLY for value in ours.values())
+
+
+def test_the_table_of_figures_is_the_catalogue() -> None:
+    page = (ROOT / "docs" / "reports.md").read_text()
+    section = page.partition("\n## The figures\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| `([a-z0-9_]+)` \| ([^|]+) \| (\S+) \| ([^|]+) \| ([^|]+) \|", section, re.MULTILINE)
+    assert rows == [
+        (
+            name,
+            "all" if metric.families == tuple(FAMILIES) else ", ".join(metric.families),
+            metric.direction,
+            metric.unit,
+            metric.interval or "-",
+        )
+        for name, metric in METRICS.items()
+    ]
+
+
+def test_the_table_of_evaluators_is_the_catalogue() -> None:
+    section = (ROOT / "docs" / "reports.md").read_text().partition("\n## Evaluators\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| `([a-z]+)` \| ([^|]+) \| ([^|]+) \| ([^|]+) \|", section, re.MULTILINE)
+    measured = {part: [name for name, metric in METRICS.items() if metric.evaluator == part] for part in EVALUATORS}
+    assert rows == [
+        (part, each.family, ", ".join(each.families), ", ".join(f"`{name}`" for name in measured[part]))
+        for part, each in EVALUATORS.items()
+    ]
+    for name, backbone in BACKBONES.items():
+        assert name in Settings.model_fields
+        assert all(FAMILIES[family].evaluation[name].default is False for family in backbone.families)
+        assert any(metric.evaluator == name and metric.families == backbone.families for metric in METRICS.values())
+    for part, names in measured.items():
+        assert names and all(set(METRICS[name].families) <= set(EVALUATORS[part].families) for name in names)
 
 
 @pytest.mark.parametrize("name", ATTACKS)
@@ -115,6 +153,8 @@ def allowed(parameter: Parameter, value: Any) -> bool:
         return True
     if parameter.kind == "text":
         return parameter.maximum is not None and len(value) <= parameter.maximum
+    if parameter.kind == "texts":
+        return parameter.maximum is not None and all(len(each) <= parameter.maximum for each in value)
     assert parameter.minimum is not None
     assert parameter.maximum is not None
     return parameter.minimum <= value <= parameter.maximum and not (
@@ -151,7 +191,7 @@ def by_family(parameter: Parameter, families: tuple[str, ...]) -> list[str]:
 
 
 def shown(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value).lower() or "none"
 
 
 def test_policies_name_metrics_of_their_family() -> None:

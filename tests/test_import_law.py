@@ -97,12 +97,19 @@ def test_an_attack_is_torch_and_nothing_else(path: Path) -> None:
     assert {name for name, _ in imports(path) if name.startswith("worker")} <= {"worker.attacks"}
 
 
+@pytest.mark.parametrize("path", files("worker/evaluators"), ids=str)
+def test_an_evaluator_is_a_network_and_its_package(path: Path) -> None:
+    foreign = {root for root in roots(path) if root not in sys.stdlib_module_names}
+    assert foreign <= {"torch", "numpy", "lpips", "torch_fidelity"}
+
+
 @pytest.mark.parametrize("path", files("worker/families"), ids=str)
 def test_a_family_knows_networks_only(path: Path) -> None:
     foreign = {root for root in roots(path) if root not in sys.stdlib_module_names}
     assert foreign <= {"torch", "diffusers", "transformers", "safetensors", "tokenizers", "numpy", "PIL", "worker"}
     ours = {name for name, _ in imports(path) if name.startswith("worker")}
-    shared = ("attention", "denoising", "directory", "inputs", "lora", "pipelines", "prefix", "probing", "prompts")
+    shared = ("attention", "denoising", "directory", "inputs", "lora", "mixtures", "pipelines", "prefix", "probing",
+              "prompts")  # fmt: skip
     assert ours <= {"worker.families", *(f"worker.families.{name}" for name in shared)}
 
 

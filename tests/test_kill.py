@@ -39,16 +39,16 @@ MATRIX = [
 
 
 @contextmanager
-def slow_registration(lethe: Deployment) -> Iterator[None]:
-    """While open, the transaction that publishes a version takes seconds in the database."""
+def slow_registration(lethe: Deployment, which: str = "NEW.job_id IS NOT NULL") -> Iterator[None]:
+    """While open, the transaction that publishes a version takes seconds in the database. `which`: versions, in SQL."""
     sqlite = lethe.store.engine.dialect.name == "sqlite"
     count = "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c WHERE x < 30000000) SELECT max(x) FROM c"
     begin = (
-        [f"CREATE TRIGGER slow BEFORE INSERT ON checkpoints WHEN NEW.job_id IS NOT NULL BEGIN SELECT ({count}); END"]
+        [f"CREATE TRIGGER slow BEFORE INSERT ON checkpoints WHEN {which} BEGIN SELECT ({count}); END"]
         if sqlite
         else [
             "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(3); RETURN NEW; END $$",
-            "CREATE TRIGGER slow BEFORE INSERT ON checkpoints FOR EACH ROW WHEN (NEW.job_id IS NOT NULL) EXECUTE FUNCTION slow()",
+            f"CREATE TRIGGER slow BEFORE INSERT ON checkpoints FOR EACH ROW WHEN ({which}) EXECUTE FUNCTION slow()",
         ]
     )
     end = ["DROP TRIGGER slow"] if sqlite else ["DROP FUNCTION slow() CASCADE"]
@@ -185,8 +185,8 @@ def test_cancel_frees_the_runner_and_draining_resumes(tmp_path: Path) -> None:
         running.client.call("POST", f"/v1/requests/{posted['id']}/cancel")
         assert running.client.wait(posted["id"])["status"] == "cancelled"
         until(lambda: running.runner("gpu") not in (None, runner), "a fresh runner")
-        until(lambda: not running.lethe.keyring.exists(forget), "the forget set's key is destroyed")
-        assert not running.lethe.keyring.exists(job_id) and not running.lethe.blobs.exists(f"datasets/{forget}/images")
+        until(lambda: not running.lethe.blobs.exists(f"datasets/{forget}/images"), "the forget set is deleted")
+        assert not running.lethe.keyring.exists(forget) and not running.lethe.keyring.exists(job_id)
     finally:
         running.stop()
 

@@ -140,7 +140,7 @@ def test_a_rung_whose_method_fails_keeps_its_error_and_leads_to_the_next(running
 def test_a_kill_as_a_missed_rung_is_registered_makes_each_rung_once(running: Running, victim: str) -> None:
     """Bells ring twenty times over meanwhile."""
     set_ladder(running, STILL, MOVING)
-    with slow_registration(running.lethe):
+    with slow_registration(running.lethe, "NEW.status = 'quarantined'"):
         posted = running.client.request("digits", {"class_label": "1"})
         kill_in_stage(running, posted["jobs"][0]["id"], victim, "registering")
     for _ in range(20):

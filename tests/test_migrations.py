@@ -14,6 +14,7 @@ from app.deployment import Deployment
 from app.records import Record, audit_entry, history
 from app.records import api_key as api_keys
 from app.records import job as jobs
+from app.records.model import Model
 from app.records.request import Request
 from tests.app.records.test_job import add_job, add_model
 
@@ -44,6 +45,20 @@ def test_admin_keys_of_before_may_do_what_admins_may(lethe: Deployment) -> None:
         assert {key.role: set(key.scopes) for key in api_keys.every(session)} == {
             role: set(api_keys.ROLES[role]) for role in ("admin", "requester")
         }
+
+
+def test_models_of_before_have_no_evaluators(lethe: Deployment) -> None:
+    config = migration._config()
+    with lethe.store.write() as session:
+        config.attributes["connection"] = session.connection()
+        command.downgrade(config, "0007")
+        columns = "id, name, family, labels, policy, evaluation, created_by, created_at, revision"
+        session.execute(
+            text(f"INSERT INTO models ({columns}) VALUES ('m', 'm', 'clip', '[]', '{{}}', '{{}}', 'k', 1, 1)")
+        )
+    migration.upgrade(lethe.store)
+    with lethe.store.read() as session:
+        assert session.get_one(Model, "m").evaluators == {}
 
 
 def test_requests_of_before_become_ladders_of_one_rung_and_go_back(lethe: Deployment) -> None:

@@ -48,6 +48,10 @@ class AnswerSet:
         for name, array in arrays.items():
             held[name] = np.concatenate([held[name], array]) if name in held else array
 
+    def names(self) -> set[str]:
+        """Of the arrays that every label has."""
+        return set.intersection(*(set(arrays) for arrays in self.rows.values())) if self.rows else set()
+
     def first(self, counts: Mapping[int, int], name: str) -> np.ndarray:
         """The array of the first so many images of each label, in the labels' order."""
         return np.concatenate([self.rows[label][name][:count] for label, count in counts.items()])
@@ -73,7 +77,9 @@ def set_digest(network: str, specification: Mapping[str, Any], material: Materia
     depends = {
         "kept": KEPT,
         "network": network,
-        "evaluators": [material.judge.digest] if material.judge else [],
+        "judge": material.judge.digest if material.judge else None,
+        "evaluators": {part: each.digest for part, each in material.evaluators.items()},
+        "backbones": {name: each.digest for name, each in material.backbones.items()},
         "settings": settings,
         "labels": specification["labels"],
         "libraries": {name: version(name) for name in ("diffusers", "torch", "transformers")},

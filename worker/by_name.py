@@ -1,4 +1,5 @@
-"""The one dynamic import: a method, family, metric, attack or way of asking by its catalogue name, which is its module's name."""
+"""The one dynamic import: a method, family, metric, attack, evaluator or way of asking by its catalogue name,
+which is its module's name."""
 
 from importlib import import_module
 from types import ModuleType
@@ -18,6 +19,10 @@ def metric(name: str) -> ModuleType:
 
 def answers(name: str) -> ModuleType:
     return import_module(f"worker.answers.{name}")
+
+
+def evaluator(name: str) -> ModuleType:
+    return import_module(f"worker.evaluators.{name}")
 
 
 def attack(name: str) -> ModuleType:

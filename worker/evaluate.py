@@ -18,16 +18,26 @@ import torch
 from torch import nn
 
 from app import report as published
-from app.catalog import ATTACKS, FAMILIES, METRICS, Threshold
+from app.catalog import ATTACKS, FAMILIES, METRICS, Metric, Threshold
 from worker import by_name, curves, intervals, picture, promises, robustness
 from worker.answer_set import AnswerSet
 from worker.families import Samples, Trace, labels_of
 from worker.judge import Judge
 from worker.load import Material
-from worker.metrics import Answers, Evidence, GeneratorAnswers, ReconstructionAnswers, integrity, per_class_accuracy
+from worker.metrics import (
+    Answers,
+    Cost,
+    Evidence,
+    GeneratorAnswers,
+    ReconstructionAnswers,
+    integrity,
+)
+from worker.panel import ALONE, Panel, open_panel
 from worker.rules import held_to, needed, why_failed
 
 JUDGED = GeneratorAnswers, ReconstructionAnswers
+NOTHING_TOLD = Cost()
+PARTS = ("by_label", "by_context", "n_real")  # what a figure is made of, where its metric tells
 PART = 1000  # steps that progress counts for each network that is asked, and for each attack
 Advance = Callable[[int, int], None]  # done, total
 
@@ -46,16 +56,17 @@ def evaluate(
     seconds: float,
     progress: Advance,
     kept: Mapping[str, AnswerSet] = MappingProxyType({}),
+    cost: Cost = NOTHING_TOLD,
 ) -> Report:
     """Ask base, unlearned and reference network, measure, attack, ask again what earlier requests asked, and compare with
     the policy. `trace`: how the method chose. `kept`: by side what a network answered before; what it lacks is added."""
-    judge = open_judge(material)
+    judge, panel = open_judge(material), open_panel(material, specification["evaluation"])
     sides = {"base": material.base.network, "unlearned": network}
     sides |= {"reference": material.reference.network} if material.reference else {}
     named = specification["evaluation"].get("attacks", {})
     shares = parts(progress, len(sides) + len(named) + len(material.probes))
     asked = {
-        side: ask(specification, material, side, each, judge, next(shares), kept.get(side))
+        side: ask(specification, material, side, each, judge, next(shares), kept.get(side), panel)
         for side, each in sides.items()
     }
     attacks = [robustness.attack(specification, material, network, judge, name, next(shares)) for name in named]
@@ -70,10 +81,14 @@ def evaluate(
         asked.get("reference"),
         seconds,
         *count_changes(material.base.network, network),
+        cost,
     )
     document = {
-        **held_to_policy(specification, evidence, attacks, promised, judge),
+        **held_to_policy(specification, evidence, attacks, promised, judge, panel),
+        "resolution": list(asked["unlearned"].images.shape[2:4]) if isinstance(asked["unlearned"], JUDGED) else None,
         "base": material.base.digest,
+        "judge": judge.digest if judge else None,
+        "evaluators": panel.digests(),
         "reference": material.reference.digest if material.reference else None,
         "answers": {side: each.described() for side, each in kept.items()},
         "trace": trace or {},
@@ -89,13 +104,14 @@ def held_to_policy(
     attacks: Sequence[dict[str, Any]],
     promised: Sequence[dict[str, Any]],
     judge: Judge | None,
+    panel: Panel,
 ) -> dict[str, Any]:
     """The part of the report that follows from answers, attacks and promises: figures under the policy's rules, the verdict,
     and what was not tested."""
     kind = specification["kind"]
     rules = [Threshold(**rule) for rule in specification["policy"].get(kind, [])]
     seed = int(specification["evaluation"].get("seed", 0))
-    rows = figures(evidence, specification["base"]["family"], kind, rules, seed, judge)
+    rows = figures(evidence, specification["base"]["family"], kind, rules, seed, judge, panel)
     attacked = under_rules(attacks, rules)
     reasons = why_failed([*rows, *attacked], promised)
     return {
@@ -106,9 +122,8 @@ def held_to_policy(
         "attacks": attacked,
         "promises": list(promised),
         "settings": dict(specification["evaluation"]),
-        "judge": judge.digest if judge else None,
         "generated": {name: len(labels) for name, labels in (specification.get("generate") or {}).items() if labels},
-        "not_tested": not_tested(attacks),
+        "not_tested": not_tested(attacks, specification["base"]["family"]),
     }
 
 
@@ -120,6 +135,7 @@ def ask(
     judge: Judge | None,
     progress: Advance,
     answered: AnswerSet | None,
+    panel: Panel = ALONE,
 ) -> Answers:
     answers: Answers = by_name.answers(FAMILIES[specification["base"]["family"]].answers).ask(
         material.base.family,
@@ -135,6 +151,7 @@ def ask(
         progress,
         base=material.base.network if side == "unlearned" else None,
         answered=answered,
+        panel=panel,
     )
     if isinstance(answers, GeneratorAnswers):
         return replace(answers, forgotten_before=tuple(specification.get("forgotten_before", ())), measured={})
@@ -180,15 +197,24 @@ def count_changes(base: nn.Module, network: nn.Module) -> tuple[int, int]:
 
 
 def figures(
-    evidence: Evidence, family: str, kind: str, rules: Sequence[Threshold], seed: int, judge: Judge | None
+    evidence: Evidence,
+    family: str,
+    kind: str,
+    rules: Sequence[Threshold],
+    seed: int,
+    judge: Judge | None,
+    panel: Panel = ALONE,
 ) -> list[dict[str, Any]]:
-    """One row per metric of the family, in the catalogue's order; one more for each further rule on it."""
+    """One row per metric of the family, in the catalogue's order; one more for each further rule on it. An optional
+    metric without a value stands there only under a rule."""
     rows = []
     for name, metric in METRICS.items():
         if family not in metric.families:
             continue
-        row, ideal = figure(evidence, name, kind, seed, judge)
+        row, ideal = figure(evidence, name, kind, seed, judge, panel)
         own: list[Threshold | None] = [rule for rule in rules if rule.metric == name]
+        if metric.optional and row["value"] is None and not own:
+            continue
         rows += [
             {**row, **held_to(rule, row["value"], row["before"], ideal or 0.0), "n_needed": needed(rule, metric)}
             for rule in own or [None]
@@ -197,7 +223,7 @@ def figures(
 
 
 def figure(
-    evidence: Evidence, name: str, kind: str, seed: int, judge: Judge | None
+    evidence: Evidence, name: str, kind: str, seed: int, judge: Judge | None, panel: Panel = ALONE
 ) -> tuple[dict[str, Any], float | None]:
     """One metric's row without a rule, and what perfect forgetting would give, where that is known."""
     metric, module = METRICS[name], by_name.metric(name)
@@ -207,7 +233,7 @@ def figure(
     ideal = getattr(module, "IDEAL", {}).get(kind)
     row = {
         "metric": name,
-        "name": f"{name}[judge]" if metric.unit == "judge" else name,
+        "name": called(name, panel),
         "title": metric.title,
         "value": value,
         "interval": intervals.interval(module, name, evidence.after, evidence, *measured["value"], seed),
@@ -219,13 +245,29 @@ def figure(
         "seed": seed,
         "unit": metric.unit,
         "direction": metric.direction,
-        "evaluators": [judge.digest] if judge and metric.judged and isinstance(evidence.after, JUDGED) else [],
+        "evaluators": digests(metric, evidence.after, judge, panel),
     }
-    if name == "per_class_accuracy" and isinstance(evidence.after, GeneratorAnswers):
-        row["by_label"] = per_class_accuracy.by_label(evidence.after)
+    if value is not None:
+        row |= {part: getattr(module, part)(evidence.after) for part in PARTS if hasattr(module, part)}
     if name == "integrity" and (rings := integrity.rings(evidence.after, evidence.before)):
         row["rings"] = rings
     return row, ideal
+
+
+def called(name: str, panel: Panel) -> str:
+    """A figure in somebody's own terms says whose: the judge's, or by digest which evaluator's."""
+    metric = METRICS[name]
+    if metric.unit != metric.evaluator:
+        return name
+    digest = panel.digests().get(metric.evaluator, "")
+    return f"{name}[{metric.evaluator if metric.evaluator == 'judge' else digest.removeprefix('sha256:')[:12]}]"
+
+
+def digests(metric: Metric, side: Answers, judge: Judge | None, panel: Panel) -> list[str]:
+    """Of those that had a part in it."""
+    if metric.evaluator == "judge":
+        return [judge.digest] if judge and isinstance(side, JUDGED) else []
+    return [digest for part, digest in panel.digests().items() if part == metric.evaluator]
 
 
 def measure(module: ModuleType, name: str, side: Answers | None, evidence: Evidence) -> tuple[float | None, int]:
@@ -249,6 +291,9 @@ def under_rules(attacks: Sequence[dict[str, Any]], rules: Sequence[Threshold]) -
     return rows
 
 
-def not_tested(attacks: Sequence[Mapping[str, Any]]) -> list[str]:
+def not_tested(attacks: Sequence[Mapping[str, Any]], family: str) -> list[str]:
+    """The attacks on the family that were not made; what is no attack here was not tested either, and has no name."""
     made = {row["attack"] for row in attacks if row["value"] is not None}
-    return ["adversarial prompts", *(name.replace("_", " ") for name in ATTACKS if name not in made)]
+    return [
+        name.replace("_", " ") for name, attack in ATTACKS.items() if family in attack.families and name not in made
+    ]

@@ -12,7 +12,7 @@ judge may know others, which are numbered behind the model's.
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +20,13 @@ from torch import Tensor, nn
 
 REJECTED = -1
 REJECT_LABELS = ("none", "reject", "unknown")
+
+
+class Judged(NamedTuple):
+    labels: np.ndarray  # (n,), int: -1 where rejected
+    features: np.ndarray  # (n, d): penultimate
+    probabilities: np.ndarray  # (n, outputs): softmax over all that it can answer, in its own order
+    forced: np.ndarray  # (n,), int: the label where it must answer, its likeliest that is one
 
 
 @dataclass(frozen=True)
@@ -32,22 +39,23 @@ class Judge:
     digest: str
     names: tuple[str, ...] = ()  # the model's labels, where they are words
 
-    def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """uint8 images (n, H, W, C) -> labels (n,), -1 where rejected, and penultimate features (n, d)."""
-        outputs, features = self.outputs(images)
-        return self.labels(outputs), features
+    def __call__(self, images: np.ndarray) -> Judged:
+        """Of uint8 images (n, H, W, C)."""
+        return self.judged(*self.see(images))
 
-    def outputs(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The same, with the position of its surest output for a label: what it says whatever a job's labels are."""
+    def see(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Probabilities and features of uint8 images (n, H, W, C): what it says whatever a job's labels are."""
         x = self.family.prepare(list(images), self.directory, self.network)
         answers = self.family.predict(self.network, x).softmax(dim=1)
-        sureness, position = answers.max(dim=1)
-        position = position.masked_fill(sureness < self.reject_below(), REJECTED)
-        return position.cpu().numpy(), self.family.features(self.network, x).cpu().numpy()
+        return answers.cpu().numpy(), self.family.features(self.network, x).cpu().numpy()
 
-    def labels(self, outputs: np.ndarray) -> np.ndarray:
-        """The labels that outputs stand for."""
-        return np.where(outputs == REJECTED, REJECTED, np.array(self.positions())[outputs])
+    def judged(self, probabilities: np.ndarray, features: np.ndarray) -> Judged:
+        """What it thereby says of a job's labels."""
+        places = np.array(self.positions())
+        sure = probabilities.max(axis=1) >= np.float32(self.reject_below())
+        labels = np.where(sure, places[probabilities.argmax(axis=1)], REJECTED)
+        forced = places[np.where(places == REJECTED, -1.0, probabilities).argmax(axis=1)]
+        return Judged(labels, features, probabilities, forced)
 
     def positions(self) -> list[int]:
         """For each output the label that it stands for: by order or by name, -1 for a reject label."""

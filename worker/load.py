@@ -7,8 +7,8 @@ import base64
 import copy
 import shutil
 from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,10 +23,13 @@ from app.privacy.images import read_index, read_set
 from app.privacy.sealing import unseal
 from app.storage import BlobMissing, LocalBlobs
 from worker import by_name
+from worker.attacks import Shadow
+from worker.backbones import Backbone, open_backbones
 from worker.curate import generate
 from worker.families import Captions, Samples
 
-KEEP = 4  # networks that a runner holds between jobs
+KEEP = 6  # networks that a runner holds between jobs; one job has up to five: base, reference, judge, two evaluators
+REMEMBERED = 4  # results that methods remember
 Called = list[tuple[str | None, int]]  # of each chosen sample its own text, if it has one, and its label
 
 
@@ -62,6 +65,9 @@ class Material:
     test: Samples | None
     scratch: Path
     probes: tuple[Probe, ...] = ()
+    evaluators: Mapping[str, Loaded] = field(default_factory=dict)  # beside the judge, by part
+    backbones: Mapping[str, Backbone] = field(default_factory=dict)
+    shadows: tuple[Shadow, ...] = ()  # what they know of the unseen is of the whole test set
 
 
 class Warm:
@@ -92,7 +98,7 @@ class Warm:
             if key not in self._remembered:
                 self._remembered[key] = make()
             self._remembered.move_to_end(key)
-            while len(self._remembered) > KEEP:
+            while len(self._remembered) > REMEMBERED:
                 self._remembered.popitem(last=False)
             return self._remembered[key]
 
@@ -114,6 +120,10 @@ def load(
         for name in ("base", "reference", "judge")
         if specification.get(name)
     }
+    evaluators = {
+        part: _network(message, warm, blobs, device) for part, message in specification.get("evaluators", {}).items()
+    }
+    backbones = open_backbones(specification.get("backbones", {}), device, warm.remember("backbones"))
     family = FAMILIES[specification["base"]["family"]]
     raw = {name: _open(message, blobs) for name, message in specification["sets"].items()}
     called = {name: _called(specification, name, raw[name]) for name in raw}
@@ -135,6 +145,9 @@ def load(
         test=sets.get("test"),
         scratch=scratch,
         probes=tuple(_probe(told, specification, base, family, blobs) for told in specification.get("promises", ())),
+        evaluators=evaluators,
+        backbones=backbones,
+        shadows=tuple(_shadow(part, blobs, device, scratch) for part in specification.get("shadows", ())),
     )
 
 
@@ -165,6 +178,24 @@ def _network(
     except ValueError as error:
         raise JobError("checkpoint_mismatch", str(error)) from error
     return replace(warm_one, manifest=manifest)  # equal bytes may lie in other packs
+
+
+def _shadow(part: dict[str, Any], blobs: LocalBlobs, device: torch.device, scratch: Path) -> Shadow:
+    """Opened when an attack comes to it, and not kept warm: there may be many."""
+
+    def opened() -> nn.Module:
+        directory = scratch / f"shadow-{part['digest'][-16:]}"
+        try:
+            with blobs.open(part["manifest"]) as file:
+                weights.materialise(weights.decode(file.read()), blobs, directory)
+            network: nn.Module = by_name.family(part["family"]).load(directory, device)
+        except (BlobMissing, weights.CheckpointDamaged, ValueError) as error:
+            raise JobError("checkpoint_damaged", "A shadow network's checkpoint is incomplete or altered.") from error
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
+        return network
+
+    return Shadow(opened, torch.tensor(part["knows_forget"]), torch.tensor(part["knows_test"]))
 
 
 def _told(loaded: Loaded, captions: Captions) -> Loaded:

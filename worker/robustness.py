@@ -9,11 +9,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from app.catalog import ATTACKS, FAMILIES, LEVEL, wilson
 from worker import by_name
-from worker.attacks import CannotAttack, Found
+from worker.attacks import CannotAttack, Found, Shadow
 from worker.families import Samples, labels_of
 from worker.judge import Judge
 from worker.load import Material
@@ -49,7 +49,7 @@ def attack(
         "interval": {"level": LEVEL, "low": round(low, 6), "high": round(high, 6), "by": "wilson"},
         "n": after["total"],
         "budget": found["unlearned"]["budget"],
-        "evaluators": [judge.digest] if judge and kind.generates else [],
+        "evaluators": [judge.digest] if judge and kind.needs_judge else [],
         "sides": {side: {key: value for key, value in each.items() if key != "budget"} for side, each in found.items()},
     }
 
@@ -64,6 +64,9 @@ def attack_all(
 ) -> dict[str, Found]:
     """What the attack finds on each side, each time from a fresh generator of the same seed."""
     settings, family = specification["evaluation"], material.base.family
+    parameters = dict(settings["attacks"][name])
+    if ATTACKS[name].shadows:  # networks in the place of their names
+        parameters["shadows"] = shadows_of(material, specification)
     answers = by_name.answers(FAMILIES[specification["base"]["family"]].answers)
     return {
         side: by_name.attack(name).attack(
@@ -73,7 +76,7 @@ def attack_all(
             material.retain,
             unseen_images(material, specification),
             partial(answers.recognised, family, settings, judge),
-            **settings["attacks"][name],
+            **parameters,
             generator=torch.Generator().manual_seed(int(settings.get("seed", 0))),
             progress=lambda done, total, at=index: progress(at * total + done, len(sides) * total),
         )
@@ -99,8 +102,22 @@ def described(name: str) -> dict[str, Any]:
 def unseen_images(material: Material, specification: Mapping[str, Any]) -> Samples | None:
     """The test set, without the labels that are to be forgotten whole: what the membership metrics compare with."""
     test = material.test
-    if test is None or specification["kind"] != "class_label":
-        return test
-    own = labels_of(material.base.network, material.forget.y).unique().to(test.y.device)
-    kept = ~torch.isin(test.y, own)
+    if test is None:
+        return None
+    kept = unseen_rows(material, test, specification)
     return Samples(test.x[kept.to(test.x.device)], test.y[kept])
+
+
+def unseen_rows(material: Material, test: Samples, specification: Mapping[str, Any]) -> Tensor:
+    if specification["kind"] != "class_label":
+        return torch.ones_like(test.y, dtype=torch.bool)
+    own = labels_of(material.base.network, material.forget.y).unique().to(test.y.device)
+    return ~torch.isin(test.y, own)
+
+
+def shadows_of(material: Material, specification: Mapping[str, Any]) -> list[Shadow]:
+    """The shadows, and what they know of the unseen images alone."""
+    if material.test is None:
+        return list(material.shadows)
+    kept = unseen_rows(material, material.test, specification).cpu()
+    return [shadow._replace(knows_unseen=shadow.knows_unseen[kept]) for shadow in material.shadows]

@@ -1,4 +1,4 @@
-"""The straight line of a job, inside the runner: load, copy, unlearn, measure, pack.
+"""The straight line of a job, inside the runner: load, copy, unlearn, pack, measure.
 
 Everything that can be chosen was chosen before: the specification holds the resolved recipe and the seed.
 """
@@ -9,6 +9,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import nn
 from app import weights
 from app.catalog import METHODS
 from app.storage import LocalBlobs
-from worker import answer_set, by_name, evaluate
+from worker import answer_set, by_name, cost, evaluate
 from worker.families import Trace
 from worker.load import Material, Warm, load, pick_device
 from worker.progress import Progress, ResumableProgress, Tell
@@ -34,18 +35,22 @@ def run(specification: dict[str, Any], warm: Warm, tell: Tell, stop: Callable[[]
 
     tell("stage", {"stage": "unlearning"})
     network = copy.deepcopy(material.base.network)
-    begun = time.monotonic()
+    spent, begun = cost.start(device), time.monotonic()
     trace = unlearn(specification, material, network, blobs, warm, tell, stop)
     seconds = time.monotonic() - begun
+    taken = spent()
+
+    packed, sizes = pack(specification, material, network, blobs)
 
     tell("stage", {"stage": "evaluating"})
+    taken = replace(taken, **sizes)
     kept = answer_set.open_sets(specification, material, blobs)
-    report = evaluate.evaluate(specification, material, network, trace, seconds, Progress(tell, stop), kept)
+    report = evaluate.evaluate(specification, material, network, trace, seconds, Progress(tell, stop), kept, taken)
 
-    packed = pack(specification, material, network, blobs, report)
     passed = report.document["verdict"] == "passed"
     answers = answer_set.seal_sets(specification, material, kept, packed["digest"], passed)
-    return packed | {"answers": answers, "unlearning_seconds": round(seconds, 3)}
+    told = {"answers": answers, "unlearning_seconds": round(seconds, 3)}
+    return packed | told | written(report, material.scratch)
 
 
 def unlearn(
@@ -108,27 +113,33 @@ def _generated(specification: dict[str, Any]) -> list[Any]:
 
 
 def pack(
-    specification: dict[str, Any], material: Material, network: nn.Module, blobs: LocalBlobs, report: evaluate.Report
-) -> dict[str, Any]:
-    """Write what changed, against the base, into scratch."""
+    specification: dict[str, Any], material: Material, network: nn.Module, blobs: LocalBlobs
+) -> tuple[dict[str, Any], dict[str, int]]:
+    """Write what changed, against the base, into scratch; and what that adds to the store, beside a full copy."""
     directory, pack_path = material.scratch / "checkpoint", material.scratch / "pack"
     name = f"packs/{specification['job']}-{specification['token']}"
     material.base.family.save(network, directory, material.base.directory)
     manifest = weights.pack_delta(material.base.manifest, blobs, directory, pack_path, name)
     manifest_path = material.scratch / "manifest"
     manifest_path.write_bytes(weights.encode(manifest))
-    pictures = {}
-    for picture, png in report.pictures.items():
-        (material.scratch / picture).write_bytes(png)
-        pictures[picture] = str(material.scratch / picture)
-    return {
+    changes = weights.changes(manifest, material.base.manifest)
+    packed = {
         "pack": str(pack_path) if pack_path.exists() else None,
         "manifest": str(manifest_path),
         "digest": weights.digest(manifest),
-        "changes": weights.changes(manifest, material.base.manifest),
-        "report": report.document,
-        "pictures": pictures,
+        "changes": changes,
     }
+    full = sum(file.size for file in manifest.files)
+    return packed, {"bytes_added": changes["bytes_added"], "bytes_full": full}
+
+
+def written(report: evaluate.Report, scratch: Path) -> dict[str, Any]:
+    """The report, and where its pictures lie."""
+    pictures = {}
+    for picture, png in report.pictures.items():
+        (scratch / picture).write_bytes(png)
+        pictures[picture] = str(scratch / picture)
+    return {"report": report.document, "pictures": pictures}
 
 
 def prepare_torch(specification: dict[str, Any]) -> torch.device:

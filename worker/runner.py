@@ -86,6 +86,7 @@ def attempt(specification: dict[str, Any], warm: Warm, pipe: Pipe) -> None:
 
 
 def resident_mb() -> float:
+    """The most that was resident since the last unlearning step began, which sets the kernel's mark back."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 

@@ -11,6 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy.orm import Session
+
 from app import catalog
 from app.errors import JobError
 from app.privacy.concept import naming
@@ -29,6 +31,7 @@ from app.privacy.selection import (
 )
 from app.records import checkpoint as checkpoints
 from app.records import job as jobs
+from app.records import model as models
 from app.records import tombstone as tombstones
 from app.records.base import new_id
 from app.records.checkpoint import Checkpoint
@@ -67,7 +70,9 @@ class _Rows:
     train: Dataset | None
     earlier: list[Earlier]
     others: dict[str, tuple[Model, Checkpoint]]  # judge, reference
+    evaluators: dict[str, tuple[Model, Checkpoint]]  # by part
     tombstones: set[str]
+    shadows: list[tuple[Model, Checkpoint, Dataset, set[str]]]  # the last: what it has forgotten since
 
 
 def specify(
@@ -83,6 +88,7 @@ def specify(
         indexes = {name: read_index(dataset, keyring, blobs) for name, dataset in rows.sets.items()}
         keys = {name: keyring.key(dataset.key_id) for name, dataset in rows.sets.items() if dataset.key_id}
         job_key = _job_key(lease, keyring, job)
+        trained_on = [read_index(dataset, keyring, blobs) for _, _, dataset, _ in rows.shadows]
     except (KeyGone, BlobMissing, SealBroken):
         raise JobError("forget_set_purged", "The forget set is gone. Upload it again with a new request.") from None
     promises = _promises(rows, keyring, blobs)
@@ -92,6 +98,10 @@ def specify(
     check(chosen)  # requests that completed since the POST may have taken the rest of the retain set
     if chosen.retain is not None and not _keeps(chosen.retain, indexes["retain"], names, gone):
         check(replace(chosen, retain=[]))
+    shadows = [
+        _network_message(other, head) | _membership(trained, gone, indexes, chosen)
+        for (other, head, _, gone), trained in zip(rows.shadows, trained_on, strict=True)
+    ]
     concept = concept_number(names, what)
     generate = _generate(model, indexes.get("forget"), what, chosen, names, gone)
     checkpoint_id = new_id("ckpt")
@@ -121,8 +131,13 @@ def specify(
         "promises": [each.told for each in promises],
         "forgotten_before": [number for number, name in enumerate(names) if name in gone],
         "base": _network_message(model, rows.parent),
+        "shadows": shadows,
         **{name: _network_message(*other) for name, other in rows.others.items()},
         "answers": _answers(rows, checkpoint_id, keyring),
+        "backbones": {
+            name: str(getattr(settings, name) or "") for name in catalog.BACKBONES if model.evaluation.get(name)
+        },
+        "evaluators": {part: _network_message(*other) for part, other in rows.evaluators.items()},
         "job_key": base64.b64encode(job_key).decode(),
         "resume": job.resume_blob,
     }
@@ -136,6 +151,7 @@ def _read(store: Store, lease: Lease) -> _Rows:
         named = {"judge": model.judge_id, "reference": request.reference_id}
         others = {name: session.get_one(Model, other) for name, other in named.items() if other}
         parent, train = checkpoints.head(session, model.id), model.train_id
+        evaluators = {part: session.get_one(Model, other) for part, other in model.evaluators.items()}
         sets = {
             "forget": request.forget_dataset_id,
             "retain": model.retain_id,
@@ -150,7 +166,9 @@ def _read(store: Store, lease: Lease) -> _Rows:
             train=session.get_one(Dataset, train) if train else None,
             earlier=of_line(session, parent),
             others={name: (other, checkpoints.head(session, other.id)) for name, other in others.items()},
+            evaluators={part: (other, checkpoints.head(session, other.id)) for part, other in evaluators.items()},
             tombstones=tombstones.of_model(session, model.id),
+            shadows=_shadows(session, model),
         )
 
 
@@ -164,6 +182,16 @@ def _keeps(retain: list[int], index: Index, names: list[str], forgotten_before: 
     """Whether the retain set has an image of a label that no earlier request forgot whole."""
     numbers = label_map(index["labels"], names, "retain")
     return any(names[numbers[index["samples"][at]["label"]]] not in forgotten_before for at in retain)
+
+
+def _shadows(session: Session, model: Model) -> list[tuple[Model, Checkpoint, Dataset, set[str]]]:
+    """The shadow models that the evaluation names; one that has lost its train set tells nothing any more."""
+    found = (models.find(session, name) for name in catalog.shadow_names(model.evaluation))
+    return [
+        (each, checkpoints.head(session, each.id), session.get_one(Dataset, each.train_id),
+         tombstones.of_model(session, each.id))
+        for each in found if each is not None and each.train_id is not None
+    ]  # fmt: skip
 
 
 def _job_key(lease: Lease, keyring: Keyring, job: jobs.Job) -> bytes:
@@ -206,6 +234,14 @@ def _generate(
         "forget": [concept] * wanted["forget"] if chosen.forget is None else [],
         "retain": [kept[at % len(kept)] for at in range(wanted["retain"])] if chosen.retain is None else [],
     }
+
+
+def _membership(trained: Index, gone: set[str], indexes: dict[str, Index], chosen: Selection) -> dict[str, list[bool]]:
+    """Of each sample of the forget and the test set, whether a shadow was trained on it, by keyed digests."""
+    known = {sample["fingerprint"] for sample in trained["samples"]} - gone
+    marks = {name: [sample["fingerprint"] for sample in index["samples"]] for name, index in indexes.items()}
+    forget = [marks["forget"][at] in known for at in chosen.forget or ()]
+    return {"knows_forget": forget, "knows_test": [mark in known for mark in marks.get("test", ())]}
 
 
 def _network_message(model: Model, checkpoint: Checkpoint) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from app.api.openapi import refusals
 from app.catalog.types import Rule
 from app.deployment import Deployment
 from app.errors import NotFound, PreconditionFailed, Refused
+from app.evaluators import resolve_evaluators
 from app.recipe import check_evaluation, check_ladder, check_policy, policy_warnings
 from app.records import checkpoint as checkpoints
 from app.records import model as models
@@ -21,7 +22,7 @@ from app.records.api_key import ApiKey
 from app.records.base import new_id
 from app.records.model import Model
 from app.records.upload import Upload
-from app.registration import NewModel, keep_upload, register_model, resolve_sets, scratch
+from app.registration import NewModel, check_shadows, keep_upload, register_model, resolve_sets, scratch
 
 router = APIRouter(prefix="/v1", tags=["models"])
 Writer = Annotated[ApiKey, Depends(need("models:write"))]
@@ -67,6 +68,9 @@ class ModelIn(BaseModel):
     )
     test: Text | None = Field(None, description="Data set that the network never saw.")
     judge: Text | None = Field(None, description="Registered image_classifier that judges generated images.")
+    evaluators: dict[Text, Text] = Field(
+        {}, description="Further registered models that measure generated images, by part; see GET /v1/catalog."
+    )
     policy: dict[Text, list[ThresholdIn]] = Field(
         {}, description="Thresholds by kind of forgetting; else the family's defaults."
     )
@@ -88,6 +92,7 @@ class ModelPatch(BaseModel):
     retain: Text | None = None
     test: Text | None = None
     judge: Text | None = None
+    evaluators: dict[Text, Text] | None = Field(None, description="Replaces all of them; null takes all away.")
     policy: dict[Text, list[ThresholdIn]] | None = Field(
         None, description="Replaces the kinds it names; the others go back to the family's defaults."
     )
@@ -118,6 +123,7 @@ class ModelOut(BaseModel):
     retain: str | None
     test: str | None
     judge: str | None
+    evaluators: dict[str, str]
     policy: dict[str, Any]
     evaluation: dict[str, Any]
     ladder: list[dict[str, Any]] | None = Field(
@@ -164,6 +170,7 @@ def register(body: ModelIn, response: Response, lethe: Lethe, key: Writer, once:
         judge=body.judge,
         policy=policy,
         evaluation=body.evaluation,
+        evaluators=body.evaluators,
         ladder=None if body.ladder is None else [rung.model_dump() for rung in body.ladder],
     )
     model_id = once.made(lambda: register_model(lethe, new, key.actor, once))
@@ -200,7 +207,7 @@ def change_model(
     key: Writer,
     if_match: Annotated[str | None, Header()] = None,
 ) -> dict[str, Any]:
-    """Change the sets, the judge, the policy, the evaluation or the ladder. Needs If-Match with the model's ETag. Where labels come
+    """Change the sets, the judge, the evaluators, the policy, the evaluation or the ladder. Needs If-Match with the model's ETag. Where labels come
     from the sets, those of a new set are appended; none is ever taken away, so each keeps its number."""
     if if_match is None:
         raise Refused(
@@ -241,6 +248,12 @@ def _changes(lethe: Deployment, model: Model, body: ModelPatch) -> dict[str, Any
         changes["policy"] = check_policy(model.family, policy)
     if body.evaluation is not None:
         changes["evaluation"] = check_evaluation(model.family, body.evaluation)
+        check_shadows(lethe, model.family, changes.get("labels", model.labels), changes["evaluation"])
+    if "evaluators" in sent or "evaluation" in changes:  # those that stay must fit the new settings, too
+        named = (body.evaluators or {}) if "evaluators" in sent else model.evaluators
+        settings = changes.get("evaluation", model.evaluation)
+        found = resolve_evaluators(lethe, model.family, named, settings)
+        changes |= {"evaluators": found} if "evaluators" in sent else {}
     if "ladder" in sent:
         rungs = None if body.ladder is None else [rung.model_dump() for rung in body.ladder]
         changes["ladder"] = None if rungs is None else check_ladder(model.family, rungs)
@@ -279,6 +292,7 @@ def _out(model: Model, head: int) -> dict[str, Any]:
         "retain": model.retain_id,
         "test": model.test_id,
         "judge": model.judge_id,
+        "evaluators": model.evaluators,
         "policy": model.policy,
         "evaluation": model.evaluation,
         "ladder": model.ladder,

@@ -5,24 +5,30 @@ database, the word in the API and the id of its tests. Nothing here imports torc
 a wrong recipe before any GPU is touched; a test ties every bound and default to the function it describes.
 """
 
-from app.catalog.attacks import ATTACKS
+from app.catalog.attacks import ATTACKS, FEWEST_SHADOWS, shadow_names
+from app.catalog.evaluators import BACKBONES, EVALUATORS
 from app.catalog.families import CLASSIFIER, FAMILIES
 from app.catalog.intervals import LEVEL, n_needed, wilson
 from app.catalog.ladders import AUTO, LADDERS, Rung
 from app.catalog.methods import METHODS
 from app.catalog.metrics import METRICS
-from app.catalog.types import Attack, Family, Files, Method, Metric, Parameter, Threshold
+from app.catalog.types import Attack, Backbone, Evaluator, Family, Files, Method, Metric, Parameter, Threshold
 
 __all__ = [
     "ATTACKS",
     "AUTO",
+    "BACKBONES",
     "CLASSIFIER",
+    "EVALUATORS",
     "FAMILIES",
+    "FEWEST_SHADOWS",
     "LADDERS",
     "LEVEL",
     "METHODS",
     "METRICS",
     "Attack",
+    "Backbone",
+    "Evaluator",
     "Family",
     "Files",
     "Method",
@@ -31,5 +37,6 @@ __all__ = [
     "Rung",
     "Threshold",
     "n_needed",
+    "shadow_names",
     "wilson",
 ]

@@ -3,8 +3,10 @@ those that every request of the model is measured under."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any
 
 from app.catalog.families import CLASSIFIER, CLIP, DIFFUSION, TEXT_TO_IMAGE, VISION_LANGUAGE
+from app.catalog.image_to_image import RESTORERS
 from app.catalog.types import Attack, Parameter
 
 GENERATORS = (DIFFUSION, TEXT_TO_IMAGE)
@@ -68,6 +70,52 @@ ATTACKS: Mapping[str, Attack] = MappingProxyType(
                 "measured": _MEASURED,
             },
         ),
+        "adversarial_prompts": Attack(
+            "Adversarial prompts",
+            "Zhang et al. (UnlearnDiffAtk), ECCV 2024, arXiv 2310.11868",
+            (CLIP, TEXT_TO_IMAGE),
+            "lower",
+            "Share of a forget set's half that is recognised under a prompt with words before it that were searched for.",
+            {
+                "tokens": Parameter("integer", 5, "Words before the prompt; fewer where it leaves less room.", 1, 32),
+                "images": Parameter("integer", 10, "Forgotten images that the search sees, at most.", 1, 100),
+                "steps": Parameter("integer", 100, "Steps of one search.", 1, 10_000),
+                "restarts": Parameter("integer", 3, "Searches; the words of lowest loss count.", 1, 100),
+                "batch_size": Parameter("integer", 10, "Images in one step.", 1, 4096),
+                "step_size": Parameter(
+                    "number",
+                    0.1,
+                    "How far a step moves the share of the word that helps most.",
+                    0,
+                    10,
+                    exclusive_minimum=True,
+                ),
+                "measured": _MEASURED,
+            },
+        ),
+        "text_free_inversion": Attack(
+            "Text-free inversion",
+            "Pham et al., ICLR 2024, arXiv 2308.01508; Gal et al., ICLR 2023, arXiv 2208.01618",
+            GENERATORS,
+            "lower",
+            "Share of drawn images that are recognised when the denoiser is told a free embedding instead of the label.",
+            {
+                "images": Parameter("integer", 10, "Forgotten images that the embedding is learned from.", 1, 100),
+                "steps": Parameter("integer", 200, "Optimizer steps.", 1, 10_000),
+                "batch_size": Parameter("integer", 10, "Images in one step.", 1, 4096),
+                "learning_rate": Parameter("number", 0.02, "Adam's step size.", 0, 10, exclusive_minimum=True),
+                "measured": Parameter("integer", 20, "Images that are drawn at each moment, at most.", 1, 100_000),
+            },
+        ),
+        "recropping": Attack(
+            "Re-cropping",
+            "named after Li et al., ICLR 2024, arXiv 2402.00351",
+            RESTORERS,
+            "lower",
+            "Share of the forget set that the network gives away when other parts of it are hidden; the view that gives "
+            "away most.",
+            {"measured": _MEASURED},
+        ),
         "membership_sweep": Attack(
             "Membership inference, threshold sweep",
             "Carlini et al., IEEE S&P 2022, arXiv 2112.03570",
@@ -76,5 +124,31 @@ ATTACKS: Mapping[str, Attack] = MappingProxyType(
             "Forgotten and unseen images told apart rightly by a threshold on confidence; 50 is guessing.",
             {},
         ),
+        "likelihood_ratio": Attack(
+            "Membership inference, likelihood ratio",
+            "Carlini et al. (LiRA), IEEE S&P 2022, arXiv 2112.03570",
+            (CLASSIFIER,),
+            "target",
+            "Forgotten and unseen images told apart rightly by the confidence of shadow networks that knew them and that "
+            "did not; 50 is guessing.",
+            {
+                "shadows": Parameter(
+                    "text",
+                    "",
+                    "Registered models of the same family and labels, by name and separated by commas, each with the "
+                    "train set that it learned.",
+                    maximum=10_000,
+                )
+            },
+            shadows=True,
+        ),
     }
 )
+FEWEST_SHADOWS = 4  # two that know a sample and two that do not
+
+
+def shadow_names(evaluation: Mapping[str, Any]) -> list[str]:
+    """The models that an evaluation names as shadows, each once; none where no attack of it takes any."""
+    named = evaluation.get("attacks", {})
+    given = [settings["shadows"] for name, settings in named.items() if ATTACKS[name].shadows]
+    return list(dict.fromkeys(name.strip() for names in given for name in names.split(",") if name.strip()))

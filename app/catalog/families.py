@@ -9,6 +9,10 @@ from app.catalog.types import Family, Parameter, Threshold
 CLASSIFIER, DIFFUSION = "image_classifier", "class_diffusion"
 TEXT_TO_IMAGE = "text_to_image"
 CLIP, VISION_LANGUAGE = "clip", "vision_language"
+_BACKBONES = {
+    "inception": Parameter("boolean", False, "Measure `fid_inception`, by weights that the operator gives."),
+    "lpips": Parameter("boolean", False, "Measure `integrity_lpips`, by weights that the operator gives."),
+}
 
 
 FAMILIES: Mapping[str, Family] = MappingProxyType(
@@ -61,6 +65,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
                 "forget_samples": Parameter("integer", 500, "Images generated for the forgotten label.", 1, 100_000),
                 "samples_per_label": Parameter("integer", 100, "Images generated for each other label.", 1, 100_000),
                 "seed": Parameter("integer", 0, "The first image's seed; each image has its own.", 0, 2**31 - 1),
+                **_BACKBONES,
             },
             {
                 "class_label": (
@@ -84,12 +89,26 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             True,
             {
                 "prompt": Parameter("text", "a photo of {}", "A label's prompt; {} is its name.", maximum=200),
+                "contexts": Parameter(
+                    "texts",
+                    [],
+                    "Texts of another domain, such as styles: the report's images of a label are drawn in each of them in turn, "
+                    "by context_prompt. None: by prompt.",
+                    maximum=100,
+                ),
+                "context_prompt": Parameter(
+                    "text",
+                    "a photo of {} in the style of {context}",
+                    "A label's prompt in a context.",
+                    maximum=300,
+                ),
                 "sampling_steps": Parameter("integer", 50, "Steps of the pipeline's scheduler.", 2, 1000),
                 "guidance_scale": Parameter("number", 7.5, "As diffusers defines it; 1 is unguided.", 0, 50),
                 "eta": Parameter("number", 0.0, "DDIM's noise; other schedulers do not read it.", 0, 1),
                 "forget_samples": Parameter("integer", 100, "Images generated for the forgotten label.", 1, 100_000),
                 "samples_per_label": Parameter("integer", 20, "Images generated for each other label.", 1, 100_000),
                 "seed": Parameter("integer", 0, "The first image's seed; each image has its own.", 0, 2**31 - 1),
+                **_BACKBONES,
             },
             {
                 "class_label": (

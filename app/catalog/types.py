@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Kind = Literal["integer", "number", "choice", "boolean", "text"]
+Kind = Literal["integer", "number", "choice", "boolean", "text", "texts"]
+EvaluatorPart = Literal["judge", "context", "clip", "inception", "lpips"]
 Rule = Literal[
     "at_least", "at_most", "drop_at_most", "share_of_before", "times_before_at_least", "times_before_at_most"
 ]
@@ -14,7 +15,7 @@ Rule = Literal[
 class Parameter:
     """One hyper-parameter. `default` is the value in the method's signature; a family may override it.
 
-    `maximum` of a text is its length.
+    `maximum` of a text is its length, of texts that of each.
     """
 
     kind: Kind
@@ -125,7 +126,27 @@ class Metric:
     n_from: Literal["forget_samples", "samples_per_label"] | None = (
         None  # the evaluation setting that a share's n follows
     )
-    judged: bool = True  # of generated and restored images: whether the judge has a part in it
+    evaluator: EvaluatorPart | None = "judge"  # of generated and restored images: who has a part in it
+    optional: bool = False  # left out of a report that could not measure it, unless a rule is on it
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """A part that a registered model may play in measuring another, beside the judge: of which family it must be, and
+    of which families it measures networks."""
+
+    family: str
+    families: tuple[str, ...]
+    description: str
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A famous network on weights of the operator's, in the folder that the setting of its name gives; a model asks
+    for it by the evaluation setting of its name."""
+
+    title: str
+    families: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -138,3 +159,4 @@ class Attack:
     direction: Literal["lower", "target"]
     definition: str
     parameters: Mapping[str, Parameter]
+    shadows: bool = False  # takes `shadows`: the registered networks that the model's evaluation names

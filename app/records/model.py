@@ -20,6 +20,7 @@ class Model(Record):
     retain_id: Mapped[str | None] = mapped_column(ForeignKey("datasets.id"))
     test_id: Mapped[str | None] = mapped_column(ForeignKey("datasets.id"))
     judge_id: Mapped[str | None] = mapped_column(ForeignKey("models.id"))
+    evaluators: Mapped[dict[str, Any]] = mapped_column(default=dict)  # part -> model id; see app.catalog.evaluators
     policy: Mapped[dict[str, Any]]  # kind of forgetting -> list of thresholds
     evaluation: Mapped[dict[str, Any]]
     ladder: Mapped[list[Any] | None]  # of method auto: method and resolved recipe; None: the family's default

@@ -137,7 +137,12 @@ def test_a_concept_alone_selects_and_is_previewed(
     (tmp_path / "album.zip").write_bytes(captioned([("park", "Anna reads"), ("park", None)]))
     answer("upload", str(tmp_path / "album.zip"), "--role", "train", "--name", "album")
     directory = tiny.write("sd", tmp_path / "painter")
-    answer("models", "register", str(directory), "--name", "easel", "--family", PAINTER, "--train", "album")
+    easel = answer(
+        "models", "register", str(directory), "--name", "easel", "--family", PAINTER, "--train", "album",
+        "--evaluator", "context=digits", "--evaluation", 'contexts=["1","3"]', "--evaluation", "sampling_steps=7",
+    )  # fmt: skip
+    assert set(easel["evaluators"]) == {"context"}
+    assert easel["evaluation"]["contexts"] == ["1", "3"] and easel["evaluation"]["sampling_steps"] == 7
     made = answer("request", "easel", "--concept", "anna")
     assert (made["forget_kind"], made["forget_count"], made["forget_source"]) == ("concept", 1, "registered")
     target = tmp_path / "preview.png"

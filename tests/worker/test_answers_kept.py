@@ -134,7 +134,7 @@ def test_what_a_new_version_answered_is_what_it_answers_once_it_is_the_base(worl
         base.family, base.network, sets, "class_label", settings, open_judge(material), lambda *_: None, answered=fresh
     )
     for label, arrays in kept.rows.items():
-        assert set(arrays) == {"outputs", "features", "pictures"}
+        assert set(arrays) == {"probabilities", "features", "contexts", "pictures"}
         assert all(np.array_equal(array, fresh.rows[label][name][: len(array)]) for name, array in arrays.items())
 
 

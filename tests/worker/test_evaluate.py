@@ -134,14 +134,17 @@ def test_a_judge_is_needed_and_must_know_the_labels(unet: nn.Module, tmp_path: P
 
 def test_the_judge_rejects_by_label_and_by_confidence(judge: Judge) -> None:
     pictures = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), dtype=np.uint8)
-    labels, features = judge(pictures)
+    labels, features, probabilities, forced = judge(pictures)
+    assert probabilities.shape == (12, 4) and probabilities.sum(axis=1) == pytest.approx(1)
     assert features.shape == (12, 16) and set(labels.tolist()) <= set(range(4))
     judge.network.config.reject_below = 1.01
     assert set(judge(pictures)[0].tolist()) == {-1}
+    assert np.array_equal(forced, labels) and np.array_equal(judge(pictures).forced, probabilities.argmax(axis=1))
     judge.network.config.reject_below = 0.0
     judge.network.config.id2label = {0: "none", 1: "cat", 2: "dog", 3: "cow"}
     assert judge.label_count() == 3
     assert judge(pictures)[0].tolist() == [label - 1 for label in labels.tolist()]
+    assert judge(pictures).forced.tolist() == probabilities[:, 1:].argmax(axis=1).tolist()
 
 
 def test_forgetting_a_label_leaves_it_out_of_the_test_set(tmp_path: Path) -> None:
@@ -196,7 +199,8 @@ def test_the_report_is_json_says_who_judged_and_never_says_erased(tmp_path: Path
     assert rows["changed_weights"]["value"] == 0.0
     assert rows["run_time_efficiency"]["value"] == 2.5
     assert rows["unlearning_accuracy"]["n"] == 6 and rows["unlearning_accuracy"]["seed"] == 5
-    assert set(rows) == {name for name, metric in METRICS.items() if "class_diffusion" in metric.families}
+    always = {name for name, metric in METRICS.items() if "class_diffusion" in metric.families and not metric.optional}
+    assert set(rows) == always
     assert made.document["verdict"] == "failed"
     assert made.pictures["grid.png"].startswith(b"\x89PNG")
 
@@ -328,7 +332,7 @@ def test_the_attacks_that_are_named_stand_in_the_report_with_counts_and_budget(t
     assert beyond_the_schema(Report.model_validate(made.document)) == []
     rows = {row["attack"]: row for row in made.document["attacks"]}
     json.dumps(made.document, allow_nan=False)
-    assert set(rows) == set(named) and made.document["not_tested"] == ["adversarial prompts", "paraphrases"]
+    assert set(rows) == set(named) and made.document["not_tested"] == ["likelihood ratio"]
     assert all(set(row["sides"]) == {"unlearned", "base", "reference"} for row in rows.values())
     curve = rows["relearning"]
     assert curve["budget"] == {"images": 4, "retain_images": 4, "steps": 2} and curve["settings"] == RELEARNING
@@ -342,7 +346,7 @@ def test_the_attacks_that_are_named_stand_in_the_report_with_counts_and_budget(t
 def test_nothing_is_attacked_unless_it_is_named(tmp_path: Path) -> None:
     made, _ = attacked(tmp_path, {}, ALL_MET)
     assert made.document["attacks"] == [] and made.pictures == {}
-    untested = ["adversarial prompts", "relearning", "quantised copies", "paraphrases", "membership sweep"]
+    untested = ["relearning", "quantised copies", "membership sweep", "likelihood ratio"]
     assert made.document["not_tested"] == untested
 
 
@@ -370,7 +374,7 @@ def test_an_attack_that_cannot_be_made_says_why_and_stays_untested(tmp_path: Pat
     }
     row = robustness.attack(specification, material, nn.Linear(1, 1), None, "membership_sweep", quiet)
     assert row["value"] is None and "test set" in row["reason"] and row["n"] == 0
-    assert "membership sweep" in evaluate.not_tested([row])
+    assert "membership sweep" in evaluate.not_tested([row], "image_classifier")
 
 
 # Trained checks: about two minutes on one core.

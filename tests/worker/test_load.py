@@ -216,6 +216,43 @@ def test_prior_preservation_gives_a_class_diffusion_its_retain_set(world: World)
     told: list[str] = []
     result = run(message, Warm(world.directory / "warm"), lambda kind, data: told.append(kind), lambda: None)
     assert result["report"]["generated"] == {"retain": 7} and result["changes"]["tensors_changed"] > 0
+    figures = {figure["metric"]: figure for figure in result["report"]["figures"]}
+    added, full = result["changes"]["bytes_added"], sum(path.stat().st_size for path in directory.iterdir())
+    assert figures["storage_added"]["n"] == full and Path(result["pack"]).stat().st_size == added
+    assert figures["storage_added"]["value"] == pytest.approx(100 * added / full)
+    assert figures["peak_memory"]["value"] > 50 and figures["peak_memory"]["before"] is None
+
+
+def test_evaluators_travel_to_the_report_and_a_job_s_networks_stay_open_together(world: World) -> None:
+    """Through the whole runner, five networks at once: none may push another one out while it is in use."""
+    folder = world.directory
+    for name in ("judge", "inks"):
+        judge = tiny.write("vit", folder / name, seed=len(name), reject_below=0.01)
+        config = json.loads((judge / "config.json").read_text())
+        config["id2label"] = dict(enumerate(tiny_pipelines.NAMES if name == "judge" else ("ink", "oil", "wax", "none")))
+        config["label2id"] = {label: number for number, label in config["id2label"].items()}
+        (judge / "config.json").write_text(json.dumps(config))
+        assert register(world, name, judge).status_code == 201
+    assert register(world, "scorer", tiny.write("clip", folder / "scorer"), family="clip").status_code == 201
+    samples = [(name, None) for name in (ADA, BO, CLEO)]
+    add_painter(world, judge="judge", train=samples, retain=samples, test=TEST)
+    made = world.admin.post("/v1/models", json={"name": "reference", "family": PAINTER, "judge": "judge", "train": "train",
+        "source": {"path": str(tiny_pipelines.write_pipeline("sd_v", folder / "models" / "again", seed=4))}})  # fmt: skip
+    assert made.status_code == 201, made.text
+    settings = {**SETTINGS, "forget_samples": 3, "samples_per_label": 3, "contexts": ["oil", "ink", "wax"]}
+    named = {"evaluation": settings, "evaluators": {"context": "inks", "clip": "scorer"}}
+    assert world.admin.patch("/v1/models/painter", json=named, headers={"If-Match": "*"}).status_code == 200
+    recipe = {"schedule": "steps", "steps": 1, "batch_size": 2}
+    body = {"model": "painter", "forget": {"class_label": ADA}, "recipe": recipe, "reference": "reference"}
+    message = json.loads(json.dumps(specified(world, **body).message))
+    assert set(message["evaluators"]) == {"context", "clip"}
+    done = run(message, Warm(folder / "warm"), lambda kind, data: None, lambda: None)
+    figures = {figure["metric"]: figure for figure in done["report"]["figures"]}
+    digests = {part: each["digest"] for part, each in message["evaluators"].items()}
+    assert done["report"]["evaluators"] == digests
+    assert figures["cra"]["evaluators"] == [digests["context"]] and figures["cra"]["n"] == 6
+    assert figures["clip_score"]["evaluators"] == [digests["clip"]] and figures["clip_score"]["target"] is not None
+    assert figures["ira"]["evaluators"] == [message["judge"]["digest"]]
 
 
 def test_a_retain_set_that_was_taken_away_is_generated_where_that_is_possible(world: World) -> None:

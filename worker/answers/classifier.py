@@ -12,6 +12,7 @@ from worker.answers import required
 from worker.families import Samples
 from worker.judge import Judge
 from worker.metrics import ClassifierAnswers
+from worker.panel import ALONE, Panel
 
 
 def ask(
@@ -24,6 +25,7 @@ def ask(
     progress: Callable[[int, int], None],
     base: nn.Module | None = None,
     answered: AnswerSet | None = None,
+    panel: Panel = ALONE,
 ) -> ClassifierAnswers:
     forget, retain = required(sets, "forget"), required(sets, "retain")
     test = sets["test"] or Samples(forget.x[:0], forget.y[:0])

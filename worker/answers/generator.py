@@ -1,16 +1,17 @@
 """A generator's answers: images at fixed seeds, drawn once, judged once, and then thrown away but for a few.
 
 Every network is asked the same: `forget_samples` images of each label to forget and `samples_per_label` of each
-other one. Image i of a label always has the same seed, whichever label is forgotten and however many are asked for, so
-what a network answered before (`answered`) is not drawn again. The unlearned network is asked once more for the forgotten
-labels with the base's rows of its label table put back, since overwriting a row is not forgetting. One that knows labels
-by words is asked for as many images of the empty prompt as of a kept label, too.
+other one, each in a context where the settings name some. Image i of a label always has the same seed, whichever label is
+forgotten and however many are asked for, so what a network answered before (`answered`) is not drawn again. The unlearned
+network is asked once more for the forgotten labels with the base's rows of its label table put back, since overwriting a
+row is not forgetting. One that knows labels by words is asked for as many images of the empty prompt as of a kept label, too.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,9 +20,11 @@ from torch import Tensor, nn
 from app.errors import JobError
 from worker.answer_set import EMPTY_PROMPT, AnswerSet
 from worker.answers import required
+from worker.contexts import prompted
 from worker.families import Samples, labels_of
-from worker.judge import Judge, as_pictures
+from worker.judge import Judge, Judged, as_pictures
 from worker.metrics import GeneratorAnswers
+from worker.panel import ALONE, Panel
 
 BATCH = (
     32  # images drawn at once, always: an image's last bits follow from the size of its batch, not from its place in it
@@ -30,6 +33,16 @@ SEEDS_APART = 1_000_003  # so that two evaluation seeds share no label's noise
 LABELS_APART = 2_654_435_769  # 2^32 over the golden ratio, which keeps thousands of labels' seeds 100,000 apart
 GENERATOR_SEEDS = 2**32  # torch reads no more of a seed on the CPU
 SHOWN = 8  # images of each label that are kept for the picture
+OWN = {"pictures", "probabilities", "features"}  # of an answer set; what else it holds is as GeneratorAnswers names it
+
+
+class Drawn(NamedTuple):
+    """What came of so many questions: the first images of each label (rows, columns, H, W, C), what the judge says of every
+    image, and what the others say, by name of GeneratorAnswers."""
+
+    pictures: np.ndarray
+    judged: Judged
+    further: dict[str, Any]
 
 
 def ask(
@@ -42,50 +55,56 @@ def ask(
     progress: Callable[[int, int], None],
     base: nn.Module | None = None,
     answered: AnswerSet | None = None,
+    panel: Panel = ALONE,
 ) -> GeneratorAnswers:
     """One network's images, judged. With `base`, it is also asked with the base's label rows put back; where they are the
     base's anyway, it has answered that already."""
-    label_count = family.label_count(network)
+    judge = checked(judge, family.label_count(network))
+    forgotten = labels_of(network, required(sets, "forget").y).unique().cpu()
+    wanted, generic = questions(family.label_count(network), forgotten, settings), empty_prompts(network, settings)
+    gone = {label: wanted[label] for label in forgotten.tolist()}
+    moved = base is not None and rows_moved(family, network, base, forgotten)
+    answers = answered or AnswerSet()
+    restored = AnswerSet() if moved else answers
+    lacking = lacks(answers, wanted | generic)
+    answers.drawn = len(lacking[0])
+    answers.reused = sum((wanted | generic).values()) - answers.drawn
+    total = answers.drawn + (sum(gone.values()) if moved else 0)
+    draw(family, network, answers, *lacking, settings, judge, panel, lambda done: progress(done, total))
+    if base is not None and moved:
+        with rows_put_back(family, network, base, forgotten):
+            further = partial(_after, progress, answers.drawn, total)
+            draw(family, network, restored, *lacks(restored, gone), settings, judge, ALONE, further)
+    if total == 0:
+        progress(1, 1)
+    seen, test = judged_of(judge, answers, wanted), sets["test"]
+    others: dict[str, Any] = {name: answers.first(wanted, name) for name in answers.names() - OWN}
+    return GeneratorAnswers(
+        forget_labels=tuple(gone),
+        asked=np.repeat(list(wanted), list(wanted.values())),
+        judged=seen.labels,
+        features=seen.features,
+        probabilities=seen.probabilities,
+        forced=seen.forced,
+        restored=judged_of(judge, restored, gone).labels
+        if base is not None and family.label_tables(network)
+        else seen.labels[:0],
+        real_features=seen.features[:0] if test is None else judge(as_pictures(test.x)).features,
+        **({} if test is None else panel.look_at_real(as_pictures(test.x))),
+        real_labels=seen.labels[:0] if test is None else test.y.cpu().numpy(),
+        images=shown(answers, wanted),
+        nearness=near_prompts(family, network, forgotten),
+        generic=answers.first(generic, "features") if generic else seen.features[:0],
+        **others,
+    )
+
+
+def checked(judge: Judge | None, label_count: int) -> Judge:
     if judge is None:
         raise JobError("judge_missing", "A generator is measured by a judge: register one with the model.")
     if judge.label_count() != label_count:
         raise JobError("judge_mismatch", f"The judge knows {judge.label_count()} labels, the model {label_count}.")
-    forget, test = required(sets, "forget"), sets["test"]
-    forgotten = labels_of(network, forget.y).unique().cpu()
-    wanted, generic = questions(label_count, forgotten, settings), empty_prompts(network, settings)
-    answers, again = answered or AnswerSet(), AnswerSet()
-    lacking = lacks(answers, wanted | generic)
-    restored = {
-        label: wanted[label] for label in forgotten.tolist() if base is not None and family.label_tables(network)
-    }
-    moved = base is not None and rows_moved(family, network, base, forgotten)
-    to_restore = lacks(again, restored if moved else {})
-    answers.drawn = len(lacking[0])
-    answers.reused = sum((wanted | generic).values()) - answers.drawn
-    total = answers.drawn + len(to_restore[0])
-    draw(family, network, answers, *lacking, settings, judge, lambda done: progress(done, total))
-    if base is not None and moved:
-        with rows_put_back(family, network, base, forgotten):
-            draw(
-                family, network, again, *to_restore, settings, judge, lambda done: progress(answers.drawn + done, total)
-            )
-    if total == 0:
-        progress(1, 1)
-    features = answers.first(wanted, "features")
-    return GeneratorAnswers(
-        forget_labels=tuple(forgotten.tolist()),
-        asked=np.repeat(list(wanted), list(wanted.values())),
-        judged=judge.labels(answers.first(wanted, "outputs")),
-        features=features,
-        restored=judge.labels((again if moved else answers).first(restored, "outputs"))
-        if restored
-        else np.zeros(0, dtype=np.int64),
-        real_features=features[:0] if test is None else judge(as_pictures(test.x))[1],
-        real_labels=np.zeros(0, dtype=np.int64) if test is None else test.y.cpu().numpy(),
-        images=shown(answers, wanted),
-        nearness=near_prompts(family, network, forgotten),
-        generic=answers.first(generic, "features") if generic else features[:0],
-    )
+    return judge
 
 
 def questions(label_count: int, forgotten: Tensor, settings: Mapping[str, Any]) -> dict[int, int]:
@@ -136,6 +155,15 @@ def seeds_of(labels: Tensor, numbers: Tensor, seed: int) -> Tensor:
     return (seed * SEEDS_APART + (labels - EMPTY_PROMPT) * LABELS_APART + numbers) % GENERATOR_SEEDS
 
 
+def _after(progress: Callable[[int, int], None], before: int, total: int, done: int) -> None:
+    progress(before + done, total)
+
+
+def judged_of(judge: Judge, answers: AnswerSet, counts: Mapping[int, int]) -> Judged:
+    """What the judge says of the first so many images of each label."""
+    return judge.judged(answers.first(counts, "probabilities"), answers.first(counts, "features"))
+
+
 def draw(
     family: ModuleType,
     network: nn.Module,
@@ -144,46 +172,57 @@ def draw(
     numbers: Tensor,
     settings: Mapping[str, Any],
     judge: Judge,
+    panel: Panel,
     progress: Callable[[int], None],
 ) -> None:
-    """Draw these images of these labels and add what the judge says of them, and the first ones themselves."""
+    """Draw these images of these labels and add what is said of them, and the first ones themselves."""
     told = labels
     if (labels == EMPTY_PROMPT).any():
         told = labels.masked_fill(labels == EMPTY_PROMPT, family.null_label(network))
     done = 0
-    for pictures, outputs, features in judged(
-        family, network, told, seeds_of(labels, numbers, settings["seed"]), settings, judge
+    for pictures, said in looked_at(
+        family, network, told, seeds_of(labels, numbers, settings["seed"]), settings, judge, panel
     ):
-        part = slice(done, done + len(outputs))
+        part = slice(done, done + len(pictures))
         for label in labels[part].unique().tolist():
             own = (labels[part] == label).numpy()
             first = own & (numbers[part] < SHOWN).numpy()
-            answers.add(label, {"outputs": outputs[own], "features": features[own], "pictures": pictures[first]})
-        done += len(outputs)
+            answers.add(label, {name: array[own] for name, array in said.items()} | {"pictures": pictures[first]})
+        done += len(pictures)
         progress(done)
 
 
-def judged(
-    family: ModuleType, network: nn.Module, labels: Tensor, seeds: Tensor, settings: Mapping[str, Any], judge: Judge
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Batch by batch the images of these labels, the judge's outputs for them, and its features.
+def looked_at(
+    family: ModuleType,
+    network: nn.Module,
+    labels: Tensor,
+    seeds: Tensor,
+    settings: Mapping[str, Any],
+    judge: Judge,
+    panel: Panel,
+) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+    """Batch by batch the images of these labels, and what judge and panel say of them, by name.
 
     A last batch that is not full is filled up with repeats, which are thrown away: rows that are drawn in different jobs are
     bit for bit those that one job would have drawn.
     """
     for start in range(0, len(labels), BATCH):
         part, own = labels[start : start + BATCH], seeds[start : start + BATCH]
-        filled = [torch.cat([each, each[-1:].expand(BATCH - len(each))]) for each in (part, own)]
+        part, filled = (torch.cat([each, each[-1:].expand(BATCH - len(each))]) for each in (part, own))
+        told = prompted(family, network, part, filled, settings)
         images = family.sample(
-            network,
-            *filled,
+            told.network,
+            told.rows,
+            filled,
             steps=settings["sampling_steps"],
             guidance_scale=settings["guidance_scale"],
             eta=settings["eta"],
         )
         pictures = as_pictures(images)
-        outputs, features = judge.outputs(pictures)
-        yield pictures[: len(part)], outputs[: len(part)], features[: len(part)]
+        probabilities, features = judge.see(pictures)
+        said = {"probabilities": probabilities, "features": features, "contexts": told.contexts}
+        said |= panel.look(pictures, told.texts)
+        yield pictures[: len(own)], {name: array[: len(own)] for name, array in said.items()}
 
 
 def recognised(
@@ -196,8 +235,10 @@ def recognised(
     if len(labels) == 0:
         return torch.zeros(0, dtype=torch.bool)
     seeds = settings["seed"] * SEEDS_APART + torch.arange(len(labels))
-    said = np.concatenate([outputs for _, outputs, _ in judged(family, network, labels, seeds, settings, judge)])
-    return torch.from_numpy(judge.labels(said)) == labels
+    plain = {**settings, "contexts": []}  # by the label's own prompt, which an attack may have worded anew
+    drawn = [said for _, said in looked_at(family, network, labels, seeds, plain, judge, ALONE)]
+    seen = judge.judged(*(np.concatenate([said[name] for said in drawn]) for name in ("probabilities", "features")))
+    return torch.from_numpy(seen.labels) == labels
 
 
 def rows_moved(family: ModuleType, network: nn.Module, base: nn.Module, labels: Tensor) -> bool:

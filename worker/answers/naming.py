@@ -13,6 +13,7 @@ from worker.answers import required
 from worker.families import Captions, Samples, labels_of
 from worker.judge import Judge
 from worker.metrics import NamingAnswers
+from worker.panel import ALONE, Panel
 
 CHUNK = 64  # images asked about at once
 
@@ -27,6 +28,7 @@ def ask(
     progress: Callable[[int, int], None],
     base: nn.Module | None = None,
     answered: AnswerSet | None = None,
+    panel: Panel = ALONE,
 ) -> NamingAnswers:
     """The test set is asked about without images of a forgotten label."""
     captions: Captions = network.__dict__["captions"]

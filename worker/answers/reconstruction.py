@@ -17,12 +17,14 @@ from app.errors import JobError
 from worker.answer_set import AnswerSet
 from worker.answers import required
 from worker.families import Samples
-from worker.judge import Judge, as_pictures
+from worker.judge import REJECTED, Judge, as_pictures
 from worker.metrics import ReconstructionAnswers
+from worker.panel import ALONE, Panel
 
 CHUNK = 64  # images restored at once
 SEEDS_APART = 1_000_003  # so that two evaluation seeds share no image's noise
 SHOWN = 4  # images of the retain and of the test set that are kept for the picture
+PLAIN = (0, 128, 255)  # levels that a network which knows nothing might fill a hole with
 GREY = 0.0  # what a hidden pixel looks like in the picture, in [-1, 1]
 
 
@@ -42,6 +44,7 @@ def ask(
     progress: Callable[[int, int], None],
     base: nn.Module | None = None,
     answered: AnswerSet | None = None,
+    panel: Panel = ALONE,
 ) -> ReconstructionAnswers:
     if judge is None:
         raise JobError("judge_missing", "Restored images are measured by a judge: register one with the model.")
@@ -75,6 +78,35 @@ def ask(
     )
 
 
+def recognised(
+    family: ModuleType,
+    settings: Mapping[str, Any],
+    judge: Judge | None,
+    network: nn.Module,
+    samples: Samples,
+    masks: Tensor | None = None,
+) -> Tensor:
+    """For attacks: whether the network gives the image away. The judge calls the restored image as it calls the original,
+    and would not with noise or a plain colour in the place of what was restored: what the visible part tells does not count.
+    `masks` (N, rows, columns) are instead of those that the settings name."""
+    if judge is None:
+        raise JobError("judge_missing", "Restored images are measured by a judge: register one with the model.")
+    if len(samples.y) == 0:
+        return torch.zeros(0, dtype=torch.bool)
+    restored = restore(
+        family, network, samples.x, settings, settings["seed"] * SEEDS_APART, lambda done: None, masks=masks
+    )
+    called, said = labels(judge, restored.originals), labels(judge, restored.outputs)
+    given = (called == said) & (called != REJECTED)
+    for blind in (noise_over(restored, settings["seed"]), *plain_over(restored)):
+        given &= called != labels(judge, blind)
+    return torch.from_numpy(given)
+
+
+def labels(judge: Judge, images: np.ndarray) -> np.ndarray:
+    return np.concatenate([judge(images[at : at + CHUNK])[0] for at in range(0, len(images), CHUNK)])
+
+
 def sample_of(x: Tensor, most: int, seed: int) -> Tensor:
     """At most so many of the images, chosen by the seed, in their order."""
     chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:most].sort().values
@@ -88,18 +120,24 @@ def restore(
     settings: Mapping[str, Any],
     first: int,
     progress: Callable[[int], None],
+    masks: Tensor | None = None,
 ) -> Restored:
-    """Every image with its hidden part restored; image i is masked and restored from seed `first` + i."""
+    """Every image with its hidden part restored; image i is masked and restored from seed `first` + i. `masks`, one per
+    image, are instead of those that the settings name."""
     arrays: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = [empty(family, network, x)]
     for start in range(0, len(x), CHUNK):
         part = x[start : start + CHUNK]
         generator = torch.Generator().manual_seed(first + start)
-        mask = family.masks(network, len(part), settings["pattern"], settings["hidden_share"], generator).to(x.device)
+        if masks is None:
+            mask = family.masks(network, len(part), settings["pattern"], settings["hidden_share"], generator)
+        else:
+            mask = masks[start : start + CHUNK]
+        mask = mask.to(x.device)
         seeds = first + start + torch.arange(len(part))
         output = family.reconstruct(network, part, mask, seeds, settings.get("sampling_steps", 1))
         original = family.pixels(network, part).clamp(-1, 1)
         hidden = family.hidden_pixels(network, mask)
-        hidden = hidden if settings["pattern"] != "none" else torch.ones_like(hidden)
+        hidden = hidden if mask.any() else torch.ones_like(hidden)
         pictures = as_pictures(original), as_pictures(torch.where(hidden, output, original))
         arrays.append((*pictures, hidden.squeeze(1).cpu().numpy()))
         progress(start + len(part))
@@ -119,11 +157,22 @@ def noise_over(restored: Restored, seed: int) -> np.ndarray:
     return np.where(restored.hidden[..., None], as_pictures(unit), restored.originals)
 
 
+def plain_over(restored: Restored) -> list[np.ndarray]:
+    """The originals with black, grey or white where hidden, and with the mean of what is visible of each."""
+    hidden = restored.hidden[..., None]
+    visible = np.where(hidden, np.nan, restored.originals)
+    seen = np.asarray(~restored.hidden.all(axis=(1, 2)))  # where nothing is visible, there is no mean
+    means = np.full((len(seen), 1, 1, restored.originals.shape[3]), PLAIN[1], np.float64)
+    means[seen] = np.nanmean(visible[seen], axis=(1, 2), keepdims=True)
+    levels = [np.full_like(means, level) for level in PLAIN]
+    return [np.where(hidden, level.round().astype(np.uint8), restored.originals) for level in (*levels, means)]
+
+
 def features(judge: Judge, images: np.ndarray) -> np.ndarray:
     """The judge's, (n, d); its own d also where there is no image."""
     if len(images) == 0:
         return features(judge, np.zeros((1, *images.shape[1:]), np.uint8))[:0]
-    return np.concatenate([judge(images[at : at + CHUNK])[1] for at in range(0, len(images), CHUNK)])
+    return np.concatenate([judge(images[at : at + CHUNK]).features for at in range(0, len(images), CHUNK)])
 
 
 def rows(restored: Restored) -> np.ndarray:

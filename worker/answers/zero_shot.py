@@ -12,6 +12,7 @@ from worker.answers import required
 from worker.families import Samples, labels_of
 from worker.judge import Judge
 from worker.metrics import ClassifierAnswers
+from worker.panel import ALONE, Panel
 
 
 def ask(
@@ -24,6 +25,7 @@ def ask(
     progress: Callable[[int, int], None],
     base: nn.Module | None = None,
     answered: AnswerSet | None = None,
+    panel: Panel = ALONE,
 ) -> ClassifierAnswers:
     """Retain and test sets are asked about without images of a label that is to be forgotten whole."""
     forget, retain, test = required(sets, "forget"), required(sets, "retain"), sets["test"]

@@ -3,12 +3,15 @@
     attack(network, family, forget, retain, unseen, recognised, *, hyper-parameters, generator, progress) -> Found
 
 An attack never changes `network`; what it moves is a copy. `recognised(network, samples)` says of each sample, (N,) bool,
-whether the network still answers it with its own label; a generator draws one image per sample, and the judge answers.
-`unseen` holds images that were never trained on, or None. Figures are counts, so that an interval can be put on each.
+whether the network still answers it with its own label; a generator draws one image per sample, and the judge answers. One
+that restores images is asked whether it gives the image away, and takes `masks` (N, rows, columns) besides.
+`unseen` holds images that were never trained on, or None. One that the catalogue says takes
+`shadows` is given them, a sequence of `Shadow`. Figures are counts, so that an interval can be put on each.
 """
 
+import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +19,20 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from worker.families import Samples
 
-Recognised = Callable[[nn.Module, "Samples"], Tensor]
+Recognised = Callable[..., Tensor]  # network, samples
 Progress = Callable[[int, int], None]  # done, total; may raise to stop
+
+
+RATES = (1.0, 5.0)  # false positive rates, percent
+Z = 1.959963984540054  # 95 %
+
+
+class Shadow(NamedTuple):
+    """A network of the same kind that was trained on a known part of the images."""
+
+    open: Callable[[], nn.Module]
+    knows_forget: Tensor  # (N,), bool: whether it was trained on each sample of the forget set
+    knows_unseen: Tensor  # (M,), bool: and of the unseen ones
 
 
 class Count(TypedDict):
@@ -60,3 +75,49 @@ def halves(samples: "Samples", generator: torch.Generator) -> tuple["Samples", "
     order = torch.randperm(len(samples.y), generator=generator)
     middle = len(order) // 2
     return pick(samples, order[:middle]), pick(samples, order[middle:])
+
+
+def auc(members: Tensor, others: Tensor) -> float:
+    """0..1; every pair is compared."""
+    ordered = others.sort().values
+    below = torch.searchsorted(ordered, members) + torch.searchsorted(ordered, members, right=True)  # twice, per member
+    return float(below.sum()) / (2 * len(members) * len(others))
+
+
+def auc_interval(area: float, members: int, others: int) -> tuple[float, float]:
+    """Where |area - t| = z * sqrt(V(t)), V Hanley and McNeil's variance with both sizes replaced by their mean.
+
+    Newcombe's score interval for a Mann-Whitney statistic (method 5; Statistics in Medicine 25, 2006): like Wilson's for a
+    share it is never empty, not at 0 or 1 either.
+    """
+
+    def outside(t: float) -> bool:
+        spread = 1 + ((members + others) / 2 - 1) * ((1 - t) / (2 - t) + t / (1 + t))
+        return abs(area - t) > Z * math.sqrt(t * (1 - t) * spread / (members * others))
+
+    ends = []
+    for far in (0.0, 1.0):
+        near = area
+        for _ in range(60):
+            middle = (near + far) / 2
+            near, far = (near, middle) if outside(middle) else (middle, far)
+        ends.append(near)
+    return ends[0], ends[1]
+
+
+def at_rate(members: Tensor, others: Tensor, rate: float) -> tuple[Count, Count]:
+    """Members and others above the lowest threshold that at most `rate` percent of the others exceed."""
+    allowed = int(rate * len(others) / 100)
+    threshold = others.sort(descending=True).values[allowed]
+    return counted(members > threshold), counted(others > threshold)
+
+
+def rates_of(members: Tensor, others: Tensor) -> list[dict[str, Any]]:
+    """Rows: at each of RATES the members that stand out above, and below, with the counts of both sides."""
+    rows = []
+    for rate in RATES:
+        for side, sign in (("above", 1), ("below", -1)):
+            caught, alarms = at_rate(sign * members, sign * others, rate)
+            of_unseen = {"false_positives": alarms["success"], "unseen": alarms["total"]}
+            rows.append({"measure": "true_positives", "rate": rate, "side": side, **caught, **of_unseen})
+    return rows

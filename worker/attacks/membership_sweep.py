@@ -11,24 +11,19 @@ samples hides the few of which an attacker can be certain, so the true positive 
     4.  balanced accuracy: threshold and side are chosen on one half of both sets and counted on the other, and the
         other way round; from the larger set as many are drawn as the smaller one holds, so guessing scores 50
 
-The interval is Newcombe's score interval for a Mann-Whitney statistic (method 5; Statistics in Medicine 25, 2006): like
-Wilson's for a share it is never empty, not at 0 or 1 either. With fewer than 100 unseen images "1 %" allows no false
+The interval is `auc_interval`'s. With fewer than 100 unseen images "1 %" allows no false
 positive at all; `unseen` says how many there are. This is not a shadow-model attack, which finds more.
 """
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from worker.attacks import CannotAttack, Count, Found, Progress, Recognised, counted
+from worker.attacks import CannotAttack, Count, Found, Progress, Recognised, auc, auc_interval, rates_of
 
 if TYPE_CHECKING:
     from worker.families import Family, Samples
-
-RATES = (1.0, 5.0)  # false positive rates, percent
-Z = 1.959963984540054  # 95 %
 
 
 def attack(
@@ -51,11 +46,7 @@ def attack(
     low, high = auc_interval(area, len(members), len(others))
     rows: list[dict[str, Any]] = [{"measure": "auc", "value": area, "low": low, "high": high}]
     # 3.
-    for rate in RATES:
-        for side, sign in (("above", 1), ("below", -1)):
-            caught, alarms = at_rate(sign * members, sign * others, rate)
-            of_unseen = {"false_positives": alarms["success"], "unseen": alarms["total"]}
-            rows.append({"measure": "true_positives", "rate": rate, "side": side, **caught, **of_unseen})
+    rows += rates_of(members, others)
     # 4.
     balanced = balanced_accuracy(members, others, generator)
     rows.append({"measure": "balanced_accuracy", **balanced})
@@ -68,37 +59,6 @@ def confidence(network: nn.Module, family: "Family", samples: "Samples") -> Tens
     module: Any = family
     own = module.labels_of(network, samples.y)[:, None]
     return module.predict(network, samples.x).double().softmax(dim=1).gather(1, own).squeeze(1).cpu()  # type: ignore[no-any-return]
-
-
-def auc(members: Tensor, others: Tensor) -> float:
-    """0..1; every pair is compared."""
-    ordered = others.sort().values
-    below = torch.searchsorted(ordered, members) + torch.searchsorted(ordered, members, right=True)  # twice, per member
-    return float(below.sum()) / (2 * len(members) * len(others))
-
-
-def auc_interval(area: float, members: int, others: int) -> tuple[float, float]:
-    """Where |area - t| = z * sqrt(V(t)), V Hanley and McNeil's variance with both sizes replaced by their mean."""
-
-    def outside(t: float) -> bool:
-        spread = 1 + ((members + others) / 2 - 1) * ((1 - t) / (2 - t) + t / (1 + t))
-        return abs(area - t) > Z * math.sqrt(t * (1 - t) * spread / (members * others))
-
-    ends = []
-    for far in (0.0, 1.0):
-        near = area
-        for _ in range(60):
-            middle = (near + far) / 2
-            near, far = (near, middle) if outside(middle) else (middle, far)
-        ends.append(near)
-    return ends[0], ends[1]
-
-
-def at_rate(members: Tensor, others: Tensor, rate: float) -> tuple[Count, Count]:
-    """Members and others above the lowest threshold that at most `rate` percent of the others exceed."""
-    allowed = int(rate * len(others) / 100)
-    threshold = others.sort(descending=True).values[allowed]
-    return counted(members > threshold), counted(others > threshold)
 
 
 def balanced_accuracy(members: Tensor, others: Tensor, generator: torch.Generator) -> Count:

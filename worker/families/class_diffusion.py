@@ -79,6 +79,11 @@ def label_tables(network: nn.Module) -> dict[str, nn.Parameter]:
     return {name: tensor for name, tensor in network.named_parameters() if name.endswith(endings)}
 
 
+def conditions(network: nn.Module) -> list[Tensor]:
+    """All that the network is told of each label: row y is label y's, the last the null class's."""
+    return list(label_tables(network).values())
+
+
 def label_count(network: nn.Module) -> int:
     return next(iter(label_tables(network).values())).shape[0] - 1
 

@@ -13,7 +13,7 @@ own prompts come first, and a network knows labels only through them: recognised
 Sources: Radford et al., arXiv 2103.00020; Zhai et al., arXiv 2303.15343.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from worker.families import labels_of as labels_of
 from worker.families.directory import fill, read_config, read_weights, save_like, weight_files
 from worker.families.directory import round_to_stored as round_to_stored
 from worker.families.inputs import by_processor, check_labels, check_samples, fresh
+from worker.families.mixtures import PromptSearch, mixed, prefixed, readable, room
 from worker.families.prefix import editable, replayed
 
 CLASSES: dict[str, Any] = {"CLIPModel": CLIPModel, "SiglipModel": SiglipModel}
@@ -78,14 +79,20 @@ def save(network: nn.Module, directory: Path, like: Path) -> None:
 
 def caption(network: nn.Module, captions: Captions) -> None:
     """Tokenise every text of a job once. Further functions know labels and texts from here."""
+    network.__dict__["captions"] = captions
+    network.__dict__["tokens"] = tokenised(network, captions.texts)
+
+
+def tokenised(network: nn.Module, texts: Sequence[str]) -> Tensor:
+    """Token ids (texts, length), padded."""
     model: Any = network
     whole = {"padding": "max_length" if isinstance(network, SiglipModel) else "longest"}
     length = model.config.text_config.max_position_embeddings
     tokens = network.__dict__["tokenizer"](
-        list(captions.texts), truncation=True, max_length=length, return_tensors="pt", **whole
+        list(texts), truncation=True, max_length=length, return_tensors="pt", **whole
     )
-    network.__dict__["captions"] = captions
-    network.__dict__["tokens"] = tokens["input_ids"].to(model.device)  # (texts, length)
+    ids: Tensor = tokens["input_ids"].to(model.device)
+    return ids
 
 
 def captions_of(network: nn.Module) -> Captions:
@@ -198,6 +205,30 @@ def predict(network: nn.Module, x: Tensor, batch_size: int = BATCH) -> Tensor:
 def prompt_features(network: nn.Module, batch_size: int = BATCH) -> Tensor:
     every = torch.arange(label_count(network), device=network.__dict__["tokens"].device)
     return torch.cat([text_features(network, part) for part in every.split(batch_size)])
+
+
+def prompt_search(network: nn.Module, labels: Tensor, most: int) -> PromptSearch:
+    """At most `most` words before the prompts of `labels`, judged by the cross entropy of images over all labels' prompts."""
+    model: Any = network
+    tokenizer, length = network.__dict__["tokenizer"], model.config.text_config.max_position_embeddings
+    prompts = [captions_of(network).texts[label] for label in labels.tolist()]
+    words = readable(tokenizer).to(labels.device)
+    with torch.no_grad():
+        others = prompt_features(network)
+
+    def texts(chosen: Tensor) -> list[str]:
+        return prefixed(tokenizer, words, chosen, prompts)
+
+    def loss(mixtures: Tensor, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+        ids = tokenised(network, texts(torch.zeros(mixtures.shape[:2], dtype=torch.int64)))
+        with mixed(model.text_model, ids, words, mixtures):
+            own = F.normalize(model.get_text_features(ids).pooler_output, dim=1)
+        with torch.no_grad():
+            images = image_features(network, x)
+        scores = model.logit_scale.exp().detach() * images @ others.index_copy(0, labels, own).T
+        return F.cross_entropy(scores, y)
+
+    return PromptSearch(words, room(tokenizer, prompts, length, most), loss, texts)
 
 
 def layers(network: nn.Module, group: str) -> dict[str, tuple[str, ...]]:

@@ -112,6 +112,16 @@ def keep(network: nn.Module) -> Kept:
     return Kept(weights, [weight._version for weight in weights], encoded)
 
 
+def conditions(network: nn.Module) -> list[Tensor]:
+    """All that the denoiser reads of each text, as tensors of this network's own: row y is text y's, the last the null
+    prompt's. Who moves them changes what is drawn under a text, as long as the text encoders stay as they are."""
+    keep_fresh(network)
+    kept: Kept = held(network).kept
+    own = Encoded(*(part.clone() for part in kept.encoded))
+    network.__dict__["kept"] = Kept(kept.weights, kept.versions, own)
+    return [part for part in own if part.numel() > 0]
+
+
 def encoder_weights(network: nn.Module) -> Iterator[nn.Parameter]:
     for encoder in encoders(network).values():
         yield from encoder.parameters()
@@ -123,8 +133,13 @@ def captions_of(network: nn.Module) -> Captions:
 
 def encode(network: nn.Module, rows: Tensor) -> Encoded:
     """The encodings of the texts in these rows, by the text encoders as they are now."""
+    ids = {name: held(network).tokens[name][rows] for name in encoders(network)}
+    return encode_tokens(network, ids, rows == len(captions_of(network).texts))
+
+
+def encode_tokens(network: nn.Module, ids: Mapping[str, Tensor], null: Tensor) -> Encoded:
+    """The encodings of token ids (n, length) per text encoder; `null` (n,): which are those of the null prompt."""
     parts = encoders(network)
-    ids: Mapping[str, Tensor] = {name: held(network).tokens[name][rows] for name in parts}
     if held(network).kind == SD:
         states = parts["text_encoder"](ids["text_encoder"])[0]
         return Encoded(states, states[:, 0, :0])
@@ -138,8 +153,8 @@ def encode(network: nn.Module, rows: Tensor) -> Encoded:
     ]
     states = torch.cat([clip.hidden_states[-2] for clip in clips], dim=-1)
     if held(network).kind == SDXL:
-        null = (rows == len(captions_of(network).texts)) & held(network).force_zeros
-        return Encoded(states.masked_fill(null[:, None, None], 0), clips[1][0].masked_fill(null[:, None], 0))
+        zeros = null & held(network).force_zeros
+        return Encoded(states.masked_fill(zeros[:, None, None], 0), clips[1][0].masked_fill(zeros[:, None], 0))
     pooled = torch.cat([clip[0] for clip in clips], dim=-1)
     return Encoded(torch.cat(behind(network, states, parts, ids), dim=1), pooled)
 

@@ -7,6 +7,7 @@ the VAE. `y` is a position in `Captions.texts`; the labels' own prompts come fir
 them. Methods move the denoiser (`trainable`); slug edits a text encoder instead, and then every text is encoded anew.
 """
 
+from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
 
@@ -32,6 +33,7 @@ from worker.families.denoising import sample as sample
 from worker.families.denoising import trajectory as trajectory
 from worker.families.directory import round_to_stored as round_to_stored
 from worker.families.inputs import check_labels, check_samples, fresh, minus_one_to_one
+from worker.families.mixtures import PromptSearch, mixed, prefixed, readable, room
 from worker.families.pipelines import CLASSES as CLASSES
 from worker.families.pipelines import PARTS, denoiser, encoders, held
 from worker.families.pipelines import load as load
@@ -40,7 +42,8 @@ from worker.families.prefix import editable
 from worker.families.probing import candidates
 from worker.families.probing import prober as prober
 from worker.families.prompts import caption as caption
-from worker.families.prompts import keep_fresh, prompts
+from worker.families.prompts import captions_of, encode_tokens, keep_fresh, prompts, token_count, tokens
+from worker.families.prompts import conditions as conditions
 from worker.families.prompts import label_count as label_count
 from worker.families.prompts import null_label as null_label
 from worker.families.prompts import prompt_vectors as prompt_vectors
@@ -157,6 +160,35 @@ def layers(network: nn.Module, group: str) -> dict[str, tuple[str, ...]]:
     for name in chain(*found.values()):
         network.get_parameter(name).requires_grad_(True)
     return found
+
+
+def prompt_search(network: nn.Module, labels: Tensor, most: int) -> PromptSearch:
+    """At most `most` words before the prompts of `labels`, judged by the error of the denoiser on images of theirs.
+
+    The same words are read by every text encoder; there are none where the encoders have different vocabularies.
+    """
+    tokenizers = held(network).tokenizers
+    tokenizer, same = tokenizers["text_encoder"], tokenizers["text_encoder"].get_vocab()
+    prompts = [captions_of(network).texts[label] for label in labels.tolist()]
+    words = readable(tokenizer) if all(each.get_vocab() == same for each in tokenizers.values()) else labels[:0]
+    words = words.to(labels.device)
+    count = room(tokenizer, prompts, min(token_count(network, name) for name in tokenizers), most)
+
+    def texts(chosen: Tensor) -> list[str]:
+        return prefixed(tokenizer, words, chosen, prompts)
+
+    def loss(mixtures: Tensor, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+        blank = texts(torch.zeros(mixtures.shape[:2], dtype=torch.int64))
+        ids = {name: tokens(network, name, blank).to(labels.device) for name in encoders(network)}
+        with ExitStack() as stack:
+            for name, encoder in encoders(network).items():
+                stack.enter_context(mixed(encoder, ids[name], words, mixtures))
+            prompt = encode_tokens(network, ids, torch.zeros_like(labels, dtype=torch.bool))
+        noisy, t, target = diffuse(network, x, generator)
+        own = prompt.rows(torch.searchsorted(labels, y))
+        return F.mse_loss(predict(network, noisy, t, own, TRAINING_GUIDANCE), target)
+
+    return PromptSearch(words, count, loss, texts)
 
 
 @torch.no_grad()

@@ -53,6 +53,15 @@ class GeneratorAnswers:
     nearness: np.ndarray = field(default_factory=lambda: np.zeros(0))  # (labels,): of prompts to the forgotten one's
     generic: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))  # (g, d): features under the empty prompt
     forgotten_before: tuple[int, ...] = ()  # labels of earlier requests: nothing to keep, and measured apart
+    probabilities: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))  # (n, outputs): the judge's
+    forced: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))  # (n,): its label if it must answer
+    contexts: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))  # (n,): in which each was asked
+    context_forced: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))  # (n,): the context judge's
+    clip_images: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))  # (n, d): unit vectors of the scorer
+    clip_match: np.ndarray = field(default_factory=lambda: np.zeros(0))  # (n,): cosine of each with its own prompt's
+    inception: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))  # (n, 2048)
+    real_inception: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))  # (k, 2048): of the real test images
+    lpips: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))  # (n, d): as far apart as squared distances
     measured: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -95,6 +104,17 @@ Answers = ClassifierAnswers | NamingAnswers | GeneratorAnswers | ReconstructionA
 
 
 @dataclass(frozen=True)
+class Cost:
+    """What the unlearning step took beside its time, and what its result adds to the store; None: not told here."""
+
+    host_bytes: int | None = None  # the most that was resident
+    device_bytes: int | None = None  # the most that tensors held
+    joules: float | None = None
+    bytes_added: int | None = None  # of the new version's pack
+    bytes_full: int | None = None  # of all of its files
+
+
+@dataclass(frozen=True)
 class Evidence:
     """All that a report is made from. `reference` is the retrained network's side, when one is registered."""
 
@@ -104,6 +124,7 @@ class Evidence:
     seconds: float  # wall seconds of the unlearning step alone
     changed: int  # weights whose bits differ from the base's
     weights: int  # all weights
+    cost: Cost = Cost()
 
 
 def accuracy(probabilities: np.ndarray, labels: np.ndarray) -> tuple[float, int]:

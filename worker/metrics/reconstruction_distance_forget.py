@@ -11,8 +11,6 @@ Computed by torchmetrics, in float64. Source: Heusel et al., arXiv 1706.08500; p
 """
 
 import numpy as np
-import torch
-from torchmetrics.image.fid import FrechetInceptionDistance
 
 from worker.metrics import UNMEASURED, Answers, Evidence, ReconstructionAnswers, fid
 
@@ -25,9 +23,4 @@ def measure(answers: Answers, evidence: Evidence) -> tuple[float, int]:
 
 def distance(outputs: np.ndarray, originals: np.ndarray) -> tuple[float, int]:
     """The distance of two sets of features (n, d), and n; unmeasured below two of each."""
-    if min(len(outputs), len(originals)) < 2:
-        return UNMEASURED
-    frechet = FrechetInceptionDistance(feature=fid.Given(outputs.shape[1])).set_dtype(torch.float64)
-    frechet.update(torch.from_numpy(outputs).double(), real=False)
-    frechet.update(torch.from_numpy(originals).double(), real=True)
-    return float(frechet.compute()), len(outputs)
+    return fid.distance(outputs, originals)

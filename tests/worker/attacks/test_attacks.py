@@ -13,6 +13,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 from tests import tiny
+from worker import attacks
 from worker.attacks import CannotAttack, membership_sweep, paraphrases, quantised_copies, relearning
 from worker.families import Samples, clip, image_classifier
 
@@ -156,16 +157,16 @@ def test_auc_is_scikit_learn_s_with_ties() -> None:
     random = np.random.default_rng(0)
     members, others = random.integers(0, 6, 50) / 5, random.integers(0, 5, 80) / 5
     expected = roc_auc_score(np.repeat([1, 0], [50, 80]), np.concatenate([members, others]))
-    assert membership_sweep.auc(torch.tensor(members), torch.tensor(others)) == pytest.approx(expected)
+    assert attacks.auc(torch.tensor(members), torch.tensor(others)) == pytest.approx(expected)
 
 
 def test_the_auc_s_interval_holds_it_is_never_empty_and_is_as_wide_as_it_should_be() -> None:
-    low, high = membership_sweep.auc_interval(0.5, 100, 100)
+    low, high = attacks.auc_interval(0.5, 100, 100)
     assert low == pytest.approx(1 - high) and high == pytest.approx(0.5 + 1.96 * np.sqrt(0.25 * 67 / 1e4), abs=0.006)
     for area in (0.0, 0.3, 1.0):
-        low, high = membership_sweep.auc_interval(area, 20, 30)
+        low, high = attacks.auc_interval(area, 20, 30)
         assert 0 <= low <= area <= high <= 1 and high - low > 0.05
-    assert membership_sweep.auc_interval(1.0, 20, 30)[1] == 1 and membership_sweep.auc_interval(0.0, 20, 30)[0] == 0
+    assert attacks.auc_interval(1.0, 20, 30)[1] == 1 and attacks.auc_interval(0.0, 20, 30)[0] == 0
 
 
 def test_the_auc_s_interval_covers_the_truth() -> None:
@@ -173,7 +174,7 @@ def test_the_auc_s_interval_covers_the_truth() -> None:
     truth, generator, held = float(norm.cdf(1 / np.sqrt(2))), seeded(4), 0
     for _ in range(400):
         members, others = (torch.randn(40, generator=generator) + shift for shift in (1.0, 0.0))
-        low, high = membership_sweep.auc_interval(membership_sweep.auc(members, others), 40, 40)
+        low, high = attacks.auc_interval(attacks.auc(members, others), 40, 40)
         held += low <= truth <= high
     assert 0.92 <= held / 400 <= 0.98
 
@@ -181,15 +182,15 @@ def test_the_auc_s_interval_covers_the_truth() -> None:
 def test_true_positives_at_a_low_rate_of_false_ones() -> None:
     others = torch.arange(200) / 200
     members = torch.cat([torch.full((30,), 2.0), torch.zeros(70)])
-    assert membership_sweep.at_rate(members, others, 1.0) == (
+    assert attacks.at_rate(members, others, 1.0) == (
         {"success": 30, "total": 100},
         {"success": 2, "total": 200},
     )
-    assert membership_sweep.at_rate(others, others, 5.0)[0]["success"] == 10
+    assert attacks.at_rate(others, others, 5.0)[0]["success"] == 10
     ties = torch.ones(200)
-    assert membership_sweep.at_rate(ties, ties, 5.0)[1]["success"] == 0  # a threshold cannot cut ties
+    assert attacks.at_rate(ties, ties, 5.0)[1]["success"] == 0  # a threshold cannot cut ties
     few = torch.arange(50) / 50
-    assert membership_sweep.at_rate(members, few, 1.0)[1]["success"] == 0  # 1 % of 50 is none
+    assert attacks.at_rate(members, few, 1.0)[1]["success"] == 0  # 1 % of 50 is none
 
 
 def test_balanced_accuracy_is_all_where_all_are_told_and_half_where_none_are() -> None:

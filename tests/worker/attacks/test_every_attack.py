@@ -13,17 +13,27 @@ from torch import nn
 from app.catalog import ATTACKS
 from app.catalog import FAMILIES as CATALOGUED
 from tests import tiny
-from worker.attacks import Found
+from worker.attacks import Found, Shadow
 from worker.families import Samples, image_classifier
 from worker.judge import Judge
 
-SHORT = {"steps": 3, "images": 3, "retain_images": 4, "batch_size": 2, "measured": 3, "templates": 2}
-SETTINGS = {"sampling_steps": 2, "guidance_scale": 1.0, "eta": 0.0, "seed": 1}
+SHORT = {
+    "steps": 3,
+    "restarts": 2,
+    "tokens": 2,
+    "images": 3,
+    "retain_images": 4,
+    "batch_size": 2,
+    "measured": 3,
+    "templates": 2,
+}
+SETTINGS = {"sampling_steps": 2, "guidance_scale": 1.0, "eta": 0.0, "seed": 1, "pattern": "random", "hidden_share": 0.5}
+STANDS_FOR = {"adversarial_prompts": ("sd_v", "sd3", "flux")}  # sd and sdxl; elsewhere sd and sd3 stand for the others
 CASES = [
     (attack, name)
     for attack in ATTACKS
     for name, family in tiny.EVERY.items()
-    if family in ATTACKS[attack].families and name not in ("sd_v", "sdxl", "flux")  # sd and sd3 stand for them
+    if family in ATTACKS[attack].families and name not in STANDS_FOR.get(attack, ("sd_v", "sdxl", "flux"))
 ]
 every_case = pytest.mark.parametrize(("attack", "name"), CASES, ids=[f"{attack}-{name}" for attack, name in CASES])
 
@@ -41,20 +51,28 @@ class Case:
         self.parameters |= {key: value for key, value in SHORT.items() if key in parameters}
         self.attack = importlib.import_module(f"worker.attacks.{attack}").attack
         kind = CATALOGUED[tiny.EVERY[name]]
-        judge = open_judge(directory) if kind.generates else None
+        judge = open_judge(directory) if kind.needs_judge else None
         answers = importlib.import_module(f"worker.answers.{kind.answers}")
         self.recognised = partial(answers.recognised, self.family, SETTINGS, judge)
+        self.shadows = {"shadows": shadows(name, directory)} if ATTACKS[attack].shadows else {}
 
     def run(self, seed: int = 0, **changes: Any) -> Found:
         sets = [changes.pop(name, self.sets[name]) for name in self.sets]
         generator = torch.Generator().manual_seed(seed)
-        parameters = self.parameters | changes
+        parameters = self.parameters | self.shadows | changes
         return self.attack(self.network, self.family, *sets, self.recognised, **parameters, generator=generator)  # type: ignore[no-any-return]
 
 
 def open_judge(directory: Path) -> Judge:
     path = tiny.write("vit", directory / "judge")
     return Judge(image_classifier.load(path, torch.device("cpu")), image_classifier, path, "sha256:judge")
+
+
+def shadows(name: str, directory: Path) -> list[Shadow]:
+    """Of every four images each of four networks knows two; sets of any length may be asked about."""
+    opened = [tiny.opened(name, directory / f"shadow-{seed}", seed) for seed in range(4)]
+    known = [torch.tensor([(at + seed) % 4 < 2 for at in range(9)]) for seed in range(4)]
+    return [Shadow(partial(lambda one: one, one), own, own) for one, own in zip(opened, known, strict=True)]
 
 
 @pytest.fixture
@@ -112,4 +130,7 @@ def test_announces_its_progress_and_stops_where_it_is_told_to(case: Case) -> Non
 def test_takes_sets_that_are_smaller_than_asked(case: Case) -> None:
     few = {name: Samples(samples.x[:2], samples.y[:2]) for name, samples in case.sets.items()}
     larger = {key: 10 for key in ("images", "retain_images", "batch_size", "measured") if key in case.parameters}
+    for each in case.shadows.values():
+        each[:] = [shadow._replace(knows_forget=shadow.knows_forget[:2], knows_unseen=shadow.knows_unseen[:2])
+                   for shadow in each]  # fmt: skip
     assert case.run(**few, **larger)["after"]["total"] >= 1

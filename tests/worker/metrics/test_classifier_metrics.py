@@ -5,13 +5,16 @@ import math
 import numpy as np
 import pytest
 from scipy.stats import mannwhitneyu
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import roc_auc_score, top_k_accuracy_score
 from sklearn.svm import SVC
 
 from worker.metrics import (
     ClassifierAnswers,
     Evidence,
+    NamingAnswers,
     changed_weights,
+    forget_top1,
+    forget_top5,
     gap_to_retrain,
     mia_auc,
     mia_efficacy,
@@ -62,6 +65,24 @@ def test_accuracies_count_what_is_right() -> None:
     assert retain_accuracy.measure(answers, given) == (80.0, 5)
     value, n = test_accuracy.measure(answers, given)
     assert value == pytest.approx(100 / 3) and n == 3
+
+
+def test_forget_top_1_and_5_are_scikit_learns() -> None:
+    random = np.random.default_rng(2)
+    rows, labels = random.dirichlet(np.ones(9), 80), random.integers(0, 9, 80)
+    answers = answers_of((rows, labels), sure([0], [0]), sure([0], [0]))
+    for metric, k in ((forget_top1, 1), (forget_top5, 5)):
+        expected = 100 * top_k_accuracy_score(labels, rows, k=k, labels=np.arange(9))
+        assert metric.measure(answers, evidence(answers, answers)) == (pytest.approx(expected), 80)
+        assert 0 < expected < 100
+
+
+def test_a_naming_network_is_counted_by_the_names_it_says() -> None:
+    said = NamingAnswers(np.array([True, False, False, False]), np.array([True, False]), np.zeros(0, dtype=bool))
+    given = Evidence(said, said, None, 1.0, 1, 2)
+    assert unlearning_accuracy.measure(said, given) == (75.0, 4)
+    assert retain_accuracy.measure(said, given) == (50.0, 2)
+    assert test_accuracy.measure(said, given)[1] == 0
 
 
 def test_mia_efficacy_is_an_svc_on_the_true_labels_confidence() -> None:

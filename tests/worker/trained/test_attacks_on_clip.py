@@ -18,7 +18,7 @@ from tests.trained import clip as trainer
 from tests.trained import identities, trained
 from tests.worker.trained.test_attacks import interval, pooled
 from worker.answers import zero_shot
-from worker.attacks import Found, paraphrases, relearning
+from worker.attacks import Found, adversarial_prompts, paraphrases, relearning
 from worker.families import Samples, clip
 from worker.methods import slug
 
@@ -106,3 +106,35 @@ def test_wordings_that_the_base_knows_are_forgotten_too(networks: dict[str, list
         }
     print(json.dumps(counts))  # noqa: T201
     assert counts["base"]["{}"] >= 54 and max(counts["slug"].values()) <= 12  # of 60
+
+
+def test_words_before_the_name_bring_an_identity_back_and_some_of_that_was_never_known(
+    networks: dict[str, list[nn.Module]],
+) -> None:
+    """Asked with the bare name, which the base knows, too, and which leaves four words of room. On the two identities that
+    the parameters were settled on slug's count lay clear of the retrained network's; on these the intervals overlap."""
+    found = {
+        name: [
+            attacked(adversarial_prompts, named(network), person) for network, person in zip(each, PEOPLE, strict=True)
+        ]
+        for name, each in networks.items()
+    }
+    counts = {
+        name: {row["prompt"]: pooled(several, prompt=row["prompt"]) for row in several[0]["rows"]}
+        for name, several in found.items()
+    }
+    for name, each in counts.items():
+        for prompt, count in each.items():
+            kept = sum(row["kept"]["success"] for one in found[name] for row in one["rows"] if row["prompt"] == prompt)
+            print(json.dumps({"network": name, "prompt": prompt, **count, "interval": interval(count), "kept": kept}))  # noqa: T201
+    assert counts["base"]["found"]["success"] >= 27 and counts["retrained"]["asked"]["success"] <= 3
+    assert counts["slug"]["found"]["success"] >= counts["slug"]["asked"]["success"] + 10  # of 30
+    assert counts["slug"]["found"]["success"] > counts["slug"]["blind"]["success"]
+    assert interval(counts["slug"]["found"])[0] > interval(counts["slug"]["asked"])[1]
+
+
+def named(network: nn.Module) -> nn.Module:
+    """The same weights, asked by the bare name."""
+    other = copy.copy(network)
+    clip.caption(other, trainer.CAPTIONS._replace(texts=tuple(identities.NAMES), prompt="{}"))
+    return other

@@ -139,9 +139,9 @@ def unlearnt(method: ModuleType, base: nn.Module, given: dict[str, Samples | Non
 def test_the_judge_knows_the_concepts_and_rejects_what_is_none(judge: Judge) -> None:
     fresh = torch.Generator().manual_seed(77)
     of = torch.arange(1600) % LABELS
-    real, _ = judge(as_pictures(concepts.photos(of, fresh)))
-    noise, _ = judge(as_pictures(torch.randn((1000, 3, concepts.SIZE, concepts.SIZE), generator=fresh)))
-    strangers, _ = judge(as_pictures(concepts.strangers(1000, fresh)))
+    real = judge(as_pictures(concepts.photos(of, fresh))).labels
+    noise = judge(as_pictures(torch.randn((1000, 3, concepts.SIZE, concepts.SIZE), generator=fresh))).labels
+    strangers = judge(as_pictures(concepts.strangers(1000, fresh))).labels
     figures = {
         "real": 100 * float(np.mean(real == of.numpy())),
         "noise_rejected": 100 * float(np.mean(noise < 0)),
@@ -166,7 +166,7 @@ def test_both_pipelines_open_with_plain_diffusers_and_draw_what_they_are_asked_f
         pipeline.set_progress_bar_config(disable=True)
         images = pipeline(names, generator=torch.Generator().manual_seed(3), **options, **own).images
         assert images.shape == (len(names), concepts.SIZE, concepts.SIZE, 3)
-        judged, _ = judge((images * 255).round().astype(np.uint8))
+        judged = judge((images * 255).round().astype(np.uint8)).labels
         assert np.mean(judged == of) >= 0.9
 
 

@@ -1,0 +1,66 @@
+"""Evaluators beside the judge: which registered models may measure a model, and in which part."""
+
+import re
+from typing import Any
+
+from app import catalog
+from app.deployment import Deployment
+from app.errors import Refused
+from app.records import model as models
+from app.records.model import Model
+from app.settings import Settings
+
+REJECT_LABELS = ("none", "reject", "unknown")  # a judge's own label for what is no image of any label
+
+
+def real_labels(judge: Model) -> list[str]:
+    return [label for label in judge.labels if label.lower() not in REJECT_LABELS]
+
+
+def resolve_evaluators(
+    lethe: Deployment, family: str, named: dict[str, str], evaluation: dict[str, Any]
+) -> dict[str, str]:
+    """By part, the id of the named model, by name or id; each of the part's family, and knowing what it is asked."""
+    check_weights(lethe.settings, evaluation)
+    possible = [part for part, known in catalog.EVALUATORS.items() if family in known.families]
+    found = {}
+    for part, name in named.items():
+        field = f"evaluators.{part}" if re.fullmatch(r"[a-z_]{1,40}", part) else "evaluators"
+        if part not in possible:
+            remedy = f"It can have {', '.join(possible) or 'none'}."
+            raise Refused("unknown-evaluator", field, f"{family} has no such evaluator.", remedy)
+        wanted = catalog.EVALUATORS[part].family
+        with lethe.store.read() as session:
+            model = models.find(session, name)
+        if model is None or model.family != wanted:
+            raise Refused("unknown-evaluator", field, f"It must be a registered {wanted}.", "Register it first.")
+        if part == "context":
+            _check_contexts(model, evaluation.get("contexts", []), field)
+        found[part] = model.id
+    return found
+
+
+def check_weights(settings: Settings, evaluation: dict[str, Any]) -> None:
+    """Whoever asks for a famous network needs an operator who gave its weights."""
+    for name in catalog.BACKBONES:
+        if evaluation.get(name) and getattr(settings, name) is None:
+            rule = f"This deployment has no weights of {catalog.BACKBONES[name].title}."
+            remedy = f"Ask the operator to set LETHE_{name.upper()}, or leave it out."
+            raise Refused("no-weights", f"evaluation.{name}", rule, remedy)
+
+
+def _check_contexts(judge: Model, contexts: list[str], field: str) -> None:
+    if not contexts:
+        raise Refused(
+            "contexts-missing",
+            "evaluation.contexts",
+            "A judge of contexts needs to know in which contexts images are drawn.",
+            "Name them, each as the judge labels it.",
+        )
+    if not {each.lower() for each in contexts} <= {label.lower() for label in real_labels(judge)}:
+        raise Refused(
+            "evaluator-mismatch",
+            field,
+            "It does not know every text of evaluation.contexts as a label.",
+            "Train it on them, or name only contexts that it knows.",
+        )
