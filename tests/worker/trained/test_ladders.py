@@ -1,6 +1,6 @@
 """What each rung of the default ladder does to a trained classifier that forgets a digit. Figures of docs/methods/README.md, with -s.
 
-The last rung's settings were chosen on the digits 1 and 8; the others were measured with everything settled.
+The last rung's settings were chosen on the digits 1 and 8 after 3, 5 and 7 had been seen too, so these cases are five others.
 """
 
 import importlib
@@ -17,7 +17,7 @@ from tests.worker.trained.digit_case import DigitCase
 from worker.families import Samples, image_classifier
 
 pytestmark = [pytest.mark.verify, pytest.mark.timeout(900)]
-CASES = [(3, 201), (5, 202), (7, 203)]  # digit, seed
+CASES = [(0, 301), (2, 302), (4, 303), (6, 304), (9, 305)]  # digit, seed
 RUNGS = check_ladder("image_classifier", [vars(rung) for rung in LADDERS["image_classifier"]["class_label"]])
 
 
@@ -39,7 +39,7 @@ def climbed(case: DigitCase, digit: int) -> bool:
     return any(passed)
 
 
-def test_two_of_three_digits_are_forgotten_within_the_policy_before_the_ladder_ends(tmp_path: Path) -> None:
+def test_four_of_five_digits_are_forgotten_within_the_policy_before_the_ladder_ends(tmp_path: Path) -> None:
     torch.set_num_threads(1)
     ended = [climbed(DigitCase(tmp_path / str(digit), digit, seed), digit) for digit, seed in CASES]
-    assert sum(ended) >= 2
+    assert sum(ended) >= 4
