@@ -114,9 +114,9 @@ def test_a_second_request_reuses_what_the_first_one_s_version_answered(running: 
         tiny.write("unet", tmp_path / "unet"), name, "class_diffusion", **sets, retain=sets["train"],
         judge=f"{name}-judge", evaluation=evaluation, policy={"class_label": []},
     )  # fmt: skip
-    asked = []
+    asked, recipe = [], {"steps": 2, "batch_size": 4}
     for label in ("1", "2"):
-        done = client.wait(client.request(name, {"class_label": label}, recipe={"steps": 2, "batch_size": 4})["id"])
+        done = client.wait(client.request(name, {"class_label": label}, method="salun", recipe=recipe)["id"])
         assert done["status"] == "completed"
         asked.append(client.report(name, done["checkpoint"])["answers"])
         running.kill_runner("gpu")

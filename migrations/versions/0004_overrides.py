@@ -37,6 +37,5 @@ def _give_admins_the_new_scope() -> None:
 
 
 def downgrade() -> None:
-    with op.batch_alter_table("checkpoints", schema=None) as batch_op:
-        batch_op.drop_column("override")
+    op.drop_column("checkpoints", "override")
     op.drop_table("held_tombstones")

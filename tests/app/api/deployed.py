@@ -197,8 +197,8 @@ def refused(answer: Response, status: int, code: str | None = None, field: str |
 
 
 def stored(lethe: Deployment) -> tuple[dict[str, int], dict[str, int]]:
-    """Everything that is kept: rows per table; blobs, keys, scratch and bell by size. The audit's rows follow the history's in
-    their own time."""
+    """Everything that is kept: rows per table; blobs, keys, scratch and bell by size. The history is counted, its numbers
+    are not: a running server gives them a moment later."""
     with lethe.store.read() as session:
         rows = {
             table.name: session.scalar(select(func.count()).select_from(table)) or 0
