@@ -1,6 +1,8 @@
 # Two commands for a newcomer: `make demo` and `make test`. Both set everything up themselves.
 PYTHON ?= python3.11
 BIN := .venv/bin
+# Whole files to each core, and one thread to each network: two threads beside a busy core wait for each other.
+SPREAD := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .PHONY: demo test verify gpu bench lint format clean
@@ -9,10 +11,10 @@ demo: .venv/worker  ## train on real digits, forget through the REST API, show w
 	$(BIN)/python -m demo
 
 test: .venv/test lint  ## contracts on tiny networks, real Postgres and Redis; what CI runs
-	$(BIN)/python -m pytest
+	$(SPREAD)
 
 verify: .venv/test  ## everything that trains or takes long
-	$(BIN)/python -m pytest -m verify
+	$(SPREAD) -m verify
 
 gpu: .venv/test  ## what needs an accelerator
 	$(BIN)/python -m pytest -m gpu
