@@ -22,7 +22,9 @@ from app.client import DEFAULT_URL, Damaged, Lethe, Problem
 from app.deployment import deploy
 from app.display import Watcher, console, json_option, show_comparison, show_report, show_rungs
 from app.embedded import run_embedded, wait_for_dependencies, worker_command
+from app.errors import Refused
 from app.override_command import override
+from app.protocol_commands import protocol
 from app.records import api_key as api_keys
 from app.records.session import Store
 from app.settings import Settings, settings
@@ -37,6 +39,8 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except Problem as problem:
             _complain(problem.document, as_json)
+        except Refused as refused:
+            _complain(refused.marshal(), as_json)
         except httpx.TransportError as error:
             address = os.environ.get("LETHE_URL", DEFAULT_URL)
             detail = f"no server answers at {address} ({error}): start `lethe up`, or set LETHE_URL"
@@ -64,6 +68,7 @@ main.add_command(alias)
 main.add_command(audit)
 main.add_command(rollback)
 main.add_command(override)
+main.add_command(protocol)
 
 
 @main.command()
