@@ -2,7 +2,7 @@
 
 One transaction does all that passing would have done: the version is released and the head, its request completed, earlier
 versions superseded, tombstones laid. The report stays as it was written. Only a child of the present head is released, and
-only while no job of the model runs: else a version would lead the line that lacks what another one forgot.
+only while no job of the model that unlearns runs: else a version would lead the line that lacks what another one forgot.
 """
 
 from dataclasses import dataclass

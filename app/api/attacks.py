@@ -71,7 +71,7 @@ def post_attacks(
         return shown(session.get_one(jobs.Job, job_id))
 
 
-@router.get("", response_model=Page[AttacksOut])
+@router.get("", response_model=Page[AttacksOut], response_model_exclude_unset=True)  # rows as a report has them
 def list_attacks(
     request_id: str,
     request: Request,

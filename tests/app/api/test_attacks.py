@@ -9,7 +9,9 @@ from sqlalchemy import update
 
 from app.catalog import ATTACKS
 from app.records import attack_result as attack_results
+from app.records import checkpoint as checkpoints
 from app.records import dataset as datasets
+from app.records import held_tombstone as held_tombstones
 from app.records import job as jobs
 from app.records.dataset import Dataset
 from app.records.request import Request
@@ -105,6 +107,21 @@ def test_one_key_queues_one_job(world: World) -> None:
     assert len(world.admin.get(f"/v1/requests/{request_id}/attacks").json()["data"]) == 1
     other = post(world, request_id, {"attacks": {"quantised_copies": {}}}, **{"Idempotency-Key": f"a-{request_id}"})
     refused(other, 422, "idempotency-key-reused")
+
+
+def test_a_running_attack_keeps_nobody_from_an_override(world: World) -> None:
+    request_id = attackable(world)
+    job_id = post(world, request_id).json()["id"]
+    running = {"status": "running", "lease_token": 1, "lease_expires_at": 9e9}
+    with world.lethe.store.write() as session:
+        session.execute(update(jobs.Job).where(jobs.Job.id == job_id).values(**running))
+        session.execute(update(Request).where(Request.id == request_id).values(status="evaluation_failed"))
+        (version,) = checkpoints.of_request(session, request_id)
+        held_tombstones.hold(session, version.id, {"a" * 64})
+    number = world.admin.get(f"/v1/requests/{request_id}").json()["checkpoint"]
+    path = f"/v1/models/digits/checkpoints/{number}/override"
+    answer = world.admin.post(path, json={"code": "other", "reason": "x"}, headers={"If-Match": "*"})
+    assert (answer.status_code, answer.json()["status"]) == (200, "released"), answer.text
 
 
 def test_an_attack_is_cancelled_once_and_a_rung_is_not(world: World) -> None:
