@@ -16,11 +16,12 @@ from rich.table import Column, Table
 
 from app import logs, migration
 from app.alias_commands import alias, rollback
+from app.attack_command import attack
 from app.audit_commands import audit
 from app.catalog_view import catalogue
 from app.client import DEFAULT_URL, Damaged, Lethe, Problem
 from app.deployment import deploy
-from app.display import Watcher, console, json_option, show_comparison, show_report, show_rungs
+from app.display import Watcher, console, json_option, show_comparison, show_report, show_rungs, value_of
 from app.embedded import run_embedded, wait_for_dependencies, worker_command
 from app.errors import Refused
 from app.override_command import override
@@ -65,6 +66,7 @@ def main() -> None:
 
 
 main.add_command(alias)
+main.add_command(attack)
 main.add_command(audit)
 main.add_command(rollback)
 main.add_command(override)
@@ -187,7 +189,7 @@ def register(
 ) -> None:
     """Upload a Hugging Face directory (config and safetensors) and register it."""
     parts = {part: model for part, _, model in (pair.partition("=") for pair in evaluators)}
-    settings_ = {key: _value(text) for key, _, text in (pair.partition("=") for pair in evaluation)}
+    settings_ = {key: value_of(text) for key, _, text in (pair.partition("=") for pair in evaluation)}
     with Lethe() as lethe:
         model = lethe.register_model(
             directory, name, family, train=train, retain=retain, test=test, judge=judge,
@@ -265,7 +267,7 @@ def request(
     """Ask that MODEL forget a class, samples, an uploaded forget set or, with --concept alone, all that it names."""
     forget = _given(class_label=class_label, dataset=dataset, samples=list(samples) or None)
     generate = _given(forget=generate_forget, retain=generate_retain)
-    recipe = {name: _value(text) for name, _, text in (pair.partition("=") for pair in settings_)}
+    recipe = {name: value_of(text) for name, _, text in (pair.partition("=") for pair in settings_)}
     with Lethe() as lethe:
         posted = lethe.request(
             model, forget or None, generate=generate or None,
@@ -445,13 +447,6 @@ def _watch(lethe: Lethe, request_id: str, as_json: bool) -> None:
 
 def _given(**values: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
-
-
-def _value(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
 
 
 if __name__ == "__main__":

@@ -143,6 +143,35 @@ class Lethe:
                 return request
             time.sleep(poll)
 
+    def attack(self, request_id: str, attacks: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        """Attack the newest version that a request made, without unlearning again: attacks by name, each with its
+        parameters. The queued job; see `wait_for_job` and `attacks`."""
+        answer: dict[str, Any] = self.call(
+            "POST",
+            f"/v1/requests/{request_id}/attacks",
+            json={"attacks": attacks},
+            headers={"Idempotency-Key": str(uuid.uuid4())},
+        )
+        return answer
+
+    def attacks(self, request_id: str) -> Iterator[dict[str, Any]]:
+        """What was asked of a request's versions after the fact, newest first, and what was found."""
+        return self.pages(f"/v1/requests/{request_id}/attacks")
+
+    def wait_for_job(
+        self, job_id: str, on_event: Callable[[dict[str, Any]], None] = lambda event: None, poll: float = 0.3
+    ) -> dict[str, Any]:
+        """Follow one job to its end, handing each of its events to `on_event`."""
+        seen = 0
+        while True:
+            job: dict[str, Any] = self.call("GET", f"/v1/jobs/{job_id}")
+            for event in self.pages(f"/v1/jobs/{job_id}/events", after=str(seen)):
+                seen = event["seq"]
+                on_event(event)
+            if job["status"] not in ("queued", "running"):
+                return job
+            time.sleep(poll)
+
     def override(self, model: str, number: int, code: str, reason: str) -> dict[str, Any]:
         """Release a quarantined version against its verdict. Problem 409 when it cannot be, 412 when it changed meanwhile."""
         path = f"/v1/models/{model}/checkpoints/{number}"

@@ -1,5 +1,6 @@
 """What the CLI and the demo show a person: progress bars with the time left, and reports as tables."""
 
+import json
 import sys
 from typing import Any
 
@@ -14,6 +15,14 @@ from app.figures import count, interval, kept, met, number, rule, rung
 
 console = Console(width=None if sys.stdout.isatty() else 160)  # a pipe has no width: nothing is cut off
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
+
+
+def value_of(text: str) -> Any:
+    """What NAME=VALUE gives: JSON where it is some, else the text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 class Watcher:

@@ -7,6 +7,7 @@ from fastapi import FastAPI
 
 from app.api import (
     aliases,
+    attacks,
     audit,
     checkpoints,
     datasets,
@@ -61,7 +62,7 @@ def create_app(lethe: Deployment | None = None) -> FastAPI:
     app.state.lethe = deployment
     problems.install(app, deployment)
     about_models = (datasets, models, aliases, checkpoints, overrides, downloads)
-    for resource in (*about_models, requests, jobs, audit, keys, schemas, health):
+    for resource in (*about_models, requests, attacks, jobs, audit, keys, schemas, health):
         app.include_router(resource.router)
     docs.install(app)
     openapi.describe(app)

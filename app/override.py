@@ -2,7 +2,7 @@
 
 One transaction does all that passing would have done: the version is released and the head, its request completed, earlier
 versions superseded, tombstones laid. The report stays as it was written. Only a child of the present head is released, and
-only while no job of the model runs: else a version would lead the line that lacks what another one forgot.
+only while no job of the model that unlearns runs: else a version would lead the line that lacks what another one forgot.
 """
 
 from dataclasses import dataclass
@@ -101,7 +101,8 @@ def _held(session: Session, name: str, number: int) -> tuple[Checkpoint, Request
     jobs.hold_active(session, model.id)
     request = requests.hold(session, found.request_id) if found.request_id else None
     models.lock(session, model.id, whole=True)
-    if any(job.status == jobs.Status.RUNNING for job in jobs.hold_active(session, model.id)):
+    active = jobs.hold_active(session, model.id)
+    if any(job.status == jobs.Status.RUNNING and job.kind == jobs.Kind.UNLEARN for job in active):
         raise _refused(
             "model-busy",
             "A job of the model is running, from the version that is the head now.",

@@ -171,14 +171,14 @@ def check_evaluation(family: str, evaluation: dict[str, Any]) -> dict[str, Any]:
     return resolved | ({"attacks": named} if named else {})
 
 
-def check_attacks(family: str, attacks: Any) -> dict[str, dict[str, Any]]:
-    """Attacks by name, in the catalogue's order, each with all of its parameters."""
+def check_attacks(family: str, attacks: Any, where: str = "evaluation.attacks") -> dict[str, dict[str, Any]]:
+    """Attacks by name, in the catalogue's order, each with all of its parameters. `where` they were given, for refusals."""
     if not isinstance(attacks, dict) or not all(isinstance(given, dict) for given in attacks.values()):
         rule = "It must be an object: an attack's name, and an object of its parameters."
-        raise Refused("wrong-type", "evaluation.attacks", rule, 'Such as {"relearning": {"steps": 20}}.')
+        raise Refused("wrong-type", where, rule, 'Such as {"relearning": {"steps": 20}}.')
     possible = {name: attack for name, attack in catalog.ATTACKS.items() if family in attack.families}
     for name, given in attacks.items():
-        field = _named("evaluation.attacks", name)
+        field = _named(where, name)
         if name not in possible:
             remedy = f"It can be attacked by {', '.join(possible) or 'none'}."
             raise Refused("unknown-attack", field, f"{family} has no such attack.", remedy)
@@ -187,9 +187,7 @@ def check_attacks(family: str, attacks: Any) -> dict[str, dict[str, Any]]:
             raise Refused("unknown-parameter", _named(field, unknown[0]), f"{name} has no such parameter.", remedy)
     return {
         name: {
-            key: checked(
-                parameter, attacks[name].get(key, parameter.default_for(family)), f"evaluation.attacks.{name}.{key}"
-            )
+            key: checked(parameter, attacks[name].get(key, parameter.default_for(family)), f"{where}.{name}.{key}")
             for key, parameter in attack.parameters.items()
         }
         for name, attack in possible.items()

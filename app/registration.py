@@ -237,7 +237,9 @@ def resolve_sets(
     return ids
 
 
-def check_shadows(lethe: Deployment, family: str, labels: list[str], evaluation: dict[str, Any]) -> None:
+def check_shadows(
+    lethe: Deployment, family: str, labels: list[str], evaluation: dict[str, Any], where: str = "evaluation.attacks"
+) -> None:
     """Where an attack takes shadow networks: that the evaluation names enough, and that each can be one."""
     if not any(catalog.ATTACKS[name].shadows for name in evaluation.get("attacks", {})):
         return
@@ -248,7 +250,7 @@ def check_shadows(lethe: Deployment, family: str, labels: list[str], evaluation:
     if len(fit) < max(len(names), catalog.FEWEST_SHADOWS):
         raise Refused(
             "unknown-shadow",
-            "evaluation.attacks.likelihood_ratio.shadows",
+            f"{where}.likelihood_ratio.shadows",
             f"It must name {catalog.FEWEST_SHADOWS} or more registered models of the same family and labels, each with its "
             "train set.",
             "Register the shadow models first, each with train.",

@@ -68,6 +68,7 @@ class Material:
     evaluators: Mapping[str, Loaded] = field(default_factory=dict)  # beside the judge, by part
     backbones: Mapping[str, Backbone] = field(default_factory=dict)
     shadows: tuple[Shadow, ...] = ()  # what they know of the unseen is of the whole test set
+    unlearned: Loaded | None = None  # a version that was made before, to be attacked
 
 
 class Warm:
@@ -117,7 +118,7 @@ def load(
     scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
     loaded = {
         name: _network(specification[name], warm, blobs, device)
-        for name in ("base", "reference", "judge")
+        for name in ("base", "reference", "judge", "unlearned")
         if specification.get(name)
     }
     evaluators = {
@@ -129,7 +130,7 @@ def load(
     called = {name: _called(specification, name, raw[name]) for name in raw}
     captions = _captions(specification, called)
     if family.texts:
-        loaded |= {name: _told(loaded[name], captions) for name in ("base", "reference") if name in loaded}
+        loaded |= {name: _told(loaded[name], captions) for name in ("base", "reference", "unlearned") if name in loaded}
     base = loaded["base"]
     sets = {
         name: _samples(name, message["positions"], raw[name], called[name], base, captions, family)
@@ -148,6 +149,7 @@ def load(
         evaluators=evaluators,
         backbones=backbones,
         shadows=tuple(_shadow(part, blobs, device, scratch) for part in specification.get("shadows", ())),
+        unlearned=loaded.get("unlearned"),
     )
 
 

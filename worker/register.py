@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 
 from app.catalog import AUTO
 from app.privacy.sealing import Keyring
+from app.records import attack_result as attack_results
 from app.records import checkpoint as checkpoints
 from app.records import held_tombstone as held_tombstones
 from app.records import intent as intents
@@ -79,6 +80,12 @@ def register(
             held_tombstones.hold(session, checkpoint.id, specification.fingerprints)
         checkpoints.keep_answers(session, answers)  # the new version's, and any that was superseded meanwhile: it goes
         intents.fulfil(session, [*names.values(), *pictures.values(), *own])
+
+
+def register_attacks(store: Store, lease: Lease, rows: list[dict[str, Any]]) -> None:
+    """What attacks on a version found: rows alone, in one transaction. The version and its report stay as they are."""
+    with store.write() as session:
+        attack_results.record(session, lease.job_id, lease.token, lease.worker, rows)
 
 
 def keep_answers(blobs: LocalBlobs, keyring: Keyring, place: dict[str, str], path: Path) -> None:

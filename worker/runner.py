@@ -20,6 +20,7 @@ import torch
 
 from app import logs
 from app.errors import JobError, Stopped
+from worker import attack_run
 from worker.load import Warm
 from worker.run import run
 
@@ -67,7 +68,8 @@ class Pipe:
 def attempt(specification: dict[str, Any], warm: Warm, pipe: Pipe) -> None:
     """One job, and whatever became of it as one last message."""
     try:
-        outcome = run(specification, warm, pipe.tell, pipe.stop)
+        run_job = attack_run.run if "unlearned" in specification else run
+        outcome = run_job(specification, warm, pipe.tell, pipe.stop)
     except Stopped as stopped:
         pipe.tell("stopped", {"why": stopped.code})
     except JobError as error:

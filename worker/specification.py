@@ -53,7 +53,7 @@ ANYTHING = (
 class Specification:
     message: dict[str, Any]  # for the runner's pipe
     parent_id: str
-    checkpoint_id: str  # of the version that this attempt may register
+    checkpoint_id: str  # of the version that this attempt may register, or attacks
     fingerprints: set[str]  # of the forget set, for tombstones
     left_out: int  # samples of the retain set that an earlier request forgot
 
@@ -66,6 +66,8 @@ class _Rows:
     request: Request
     model: Model
     parent: Checkpoint
+    attacked: Checkpoint | None  # a version that was made before, in a job that attacks it
+    evaluation: dict[str, Any]
     sets: dict[str, Dataset]
     train: Dataset | None
     earlier: list[Earlier]
@@ -87,7 +89,7 @@ def specify(
         what = read_wish(request, keyring)
         indexes = {name: read_index(dataset, keyring, blobs) for name, dataset in rows.sets.items()}
         keys = {name: keyring.key(dataset.key_id) for name, dataset in rows.sets.items() if dataset.key_id}
-        job_key = _job_key(lease, keyring, job)
+        job_key = _job_key(lease, keyring, job) if rows.attacked is None else b""
         trained_on = [read_index(dataset, keyring, blobs) for _, _, dataset, _ in rows.shadows]
     except (KeyGone, BlobMissing, SealBroken):
         raise JobError("forget_set_purged", "The forget set is gone. Upload it again with a new request.") from None
@@ -104,7 +106,7 @@ def specify(
     ]
     concept = concept_number(names, what)
     generate = _generate(model, indexes.get("forget"), what, chosen, names, gone)
-    checkpoint_id = new_id("ckpt")
+    checkpoint_id = rows.attacked.id if rows.attacked else new_id("ckpt")
     message = {
         "job": job.id,
         "token": lease.token,
@@ -113,7 +115,7 @@ def specify(
         "seed": request.seed,
         "kind": catalog.FAMILIES[model.family].policy_kind(request.forget_kind),
         "policy": model.policy,
-        "evaluation": model.evaluation,
+        "evaluation": rows.evaluation,
         "device": settings.device,
         "threads": settings.threads,
         "resume_seconds": settings.resume_seconds,
@@ -141,6 +143,8 @@ def specify(
         "job_key": base64.b64encode(job_key).decode(),
         "resume": job.resume_blob,
     }
+    if rows.attacked is not None:
+        message |= _of_attack(model, rows.attacked)
     return Specification(message, rows.parent.id, checkpoint_id, chosen.fingerprints, chosen.left_out)
 
 
@@ -150,7 +154,10 @@ def _read(store: Store, lease: Lease) -> _Rows:
         model = session.get_one(Model, lease.model_id)
         named = {"judge": model.judge_id, "reference": request.reference_id}
         others = {name: session.get_one(Model, other) for name, other in named.items() if other}
-        parent, train = checkpoints.head(session, model.id), model.train_id
+        job, train = session.get_one(jobs.Job, lease.job_id), model.train_id
+        attacked = session.get_one(Checkpoint, job.checkpoint_id) if job.checkpoint_id else None
+        parent = session.get_one(Checkpoint, attacked.parent_id) if attacked else checkpoints.head(session, model.id)
+        evaluation = {**model.evaluation, "attacks": job.recipe} if attacked else model.evaluation
         evaluators = {part: session.get_one(Model, other) for part, other in model.evaluators.items()}
         sets = {
             "forget": request.forget_dataset_id,
@@ -158,17 +165,19 @@ def _read(store: Store, lease: Lease) -> _Rows:
             "test": model.test_id,
         }
         return _Rows(
-            job=session.get_one(jobs.Job, lease.job_id),
+            job=job,
             request=request,
             model=model,
             parent=parent,
+            attacked=attacked,
+            evaluation=evaluation,
             sets={name: session.get_one(Dataset, set_id) for name, set_id in sets.items() if set_id},
             train=session.get_one(Dataset, train) if train else None,
             earlier=of_line(session, parent),
             others={name: (other, checkpoints.head(session, other.id)) for name, other in others.items()},
             evaluators={part: (other, checkpoints.head(session, other.id)) for part, other in evaluators.items()},
             tombstones=tombstones.of_model(session, model.id),
-            shadows=_shadows(session, model),
+            shadows=_shadows(session, evaluation),
         )
 
 
@@ -184,9 +193,9 @@ def _keeps(retain: list[int], index: Index, names: list[str], forgotten_before: 
     return any(names[numbers[index["samples"][at]["label"]]] not in forgotten_before for at in retain)
 
 
-def _shadows(session: Session, model: Model) -> list[tuple[Model, Checkpoint, Dataset, set[str]]]:
+def _shadows(session: Session, evaluation: dict[str, Any]) -> list[tuple[Model, Checkpoint, Dataset, set[str]]]:
     """The shadow models that the evaluation names; one that has lost its train set tells nothing any more."""
-    found = (models.find(session, name) for name in catalog.shadow_names(model.evaluation))
+    found = (models.find(session, name) for name in catalog.shadow_names(evaluation))
     return [
         (each, checkpoints.head(session, each.id), session.get_one(Dataset, each.train_id),
          tombstones.of_model(session, each.id))
@@ -246,6 +255,12 @@ def _membership(trained: Index, gone: set[str], indexes: dict[str, Index], chose
 
 def _network_message(model: Model, checkpoint: Checkpoint) -> dict[str, Any]:
     return {"manifest": checkpoint.manifest, "digest": checkpoint.digest, "family": model.family}
+
+
+def _of_attack(model: Model, attacked: Checkpoint) -> dict[str, Any]:
+    """What is otherwise in a job that attacks a version: nothing is drawn for answer sets, and no promise asked again."""
+    nothing: dict[str, Any] = {"promises": [], "answers": {}, "backbones": {}, "evaluators": {}}
+    return {"unlearned": _network_message(model, attacked), **nothing}
 
 
 def _answers(rows: _Rows, checkpoint_id: str, keyring: Keyring) -> dict[str, dict[str, str]]:

@@ -136,9 +136,7 @@ class Supervisor:
                 blob = register.keep_resume_state(self.blobs, lease, data["path"])
             lease.tell("resume_saved", {"step": data["step"]}, resume_blob=blob)
         elif kind == "done":
-            with lease.kept():
-                register.register(self.store, self.blobs, self.keyring, lease, specification, data)
-            log.info("job.succeeded", verdict=data["report"]["verdict"])
+            self._register(lease, specification, data)
             self._spare(data["resident_mb"])
             return True
         elif kind == "failed":
@@ -150,6 +148,15 @@ class Supervisor:
             self._stopped(lease, data["why"])
             return True
         return False
+
+    def _register(self, lease: Lease, specification: Specification, result: dict[str, Any]) -> None:
+        if "attacks" in result:
+            register.register_attacks(self.store, lease, result["attacks"])
+            log.info("job.succeeded", attacks=len(result["attacks"]))
+            return
+        with lease.kept():
+            register.register(self.store, self.blobs, self.keyring, lease, specification, result)
+        log.info("job.succeeded", verdict=result["report"]["verdict"])
 
     def _stopped(self, lease: Lease, why: str) -> None:
         if why == "cancelled":

@@ -11,11 +11,14 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel, Field
 
 from app.api.dependencies import After, Lethe, Limit, Page, moment, need, paged, position
+from app.api.once import Idempotent, tell
+from app.api.openapi import refusals
 from app.api.waiting import Prefer, wait_until
 from app.deployment import Deployment
-from app.errors import NotFound
+from app.errors import Conflict, NotFound
+from app.idempotency import Once
+from app.records import history, job_event
 from app.records import job as jobs
-from app.records import job_event
 from app.records.api_key import ApiKey
 from app.records.request import Request as DeletionRequest
 
@@ -23,17 +26,23 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 STREAM_SECONDS = 600.0  # then the client comes again, with a key that is checked again
 LOOK_SECONDS = 0.5
 Reader = Annotated[ApiKey, Depends(need("requests:read"))]
+Poster = Annotated[ApiKey, Depends(need("requests:create"))]
 LIVE = (jobs.Status.QUEUED, jobs.Status.RUNNING)
 
 
 class JobOut(BaseModel):
     id: str
     request: str
-    method: str
-    recipe: dict[str, Any] = Field(description="Resolved: every hyper-parameter.")
+    kind: jobs.Kind = Field(description="unlearn: a rung of the request's ladder. attack: on a version that it made.")
+    method: str = Field(description="Empty for an attack.")
+    recipe: dict[str, Any] = Field(
+        description="Resolved: every hyper-parameter. For an attack job the attacks, each with every parameter."
+    )
     rung: int = Field(description="Of the request's ladder, from 0.")
     status: jobs.Status
-    stage: str | None = Field(description="loading, unlearning, evaluating or registering, while it runs.")
+    stage: str | None = Field(
+        description="loading, unlearning, evaluating or registering, while it runs; of an attack job loading or attacking."
+    )
     progress: dict[str, Any] = Field(description="step, total and seconds_left of the stage.")
     attempts: int = Field(description="How many leases it has had.")
     crashes: int
@@ -67,9 +76,37 @@ def get_job(job_id: str, response: Response, lethe: Lethe, key: Reader) -> dict[
     job = _find(lethe, job_id, key)
     if job.status in LIVE:
         response.headers["Retry-After"] = "1"
+    return shown(job)
+
+
+@router.post("/{job_id}/cancel", status_code=202, response_model=JobOut, responses=refusals(409))
+def cancel_attack(job_id: str, response: Response, lethe: Lethe, key: Poster, once: Idempotent) -> dict[str, Any]:
+    """Cancel an attack job: at once while queued, within seconds while it runs. 409 when it has ended, and for a rung: cancel its
+    request instead."""
+    job = _find(lethe, job_id, key)
+    once.made(lambda: _cancel(lethe, job, key.actor, once))
+    tell(once, response)
+    return shown(_find(lethe, job_id, key))
+
+
+def _cancel(lethe: Deployment, job: jobs.Job, actor: str, once: Once) -> str:
+    if job.kind != jobs.Kind.ATTACK:
+        raise Conflict("It is a rung of its request's ladder: cancel the request.", code="illegal-transition")
+    with lethe.store.write() as session:
+        once.claim(session, job.id)
+        asked = jobs.ask_to_cancel(session, job.id, actor)
+        if asked.status == jobs.Status.RUNNING:
+            history.write(session, actor, "job.cancel_asked", job.id, job.request_id)
+        elif asked.status != jobs.Status.CANCELLED or job.status not in LIVE:
+            raise Conflict("The job has ended.", code="illegal-transition")
+    return job.id
+
+
+def shown(job: jobs.Job) -> dict[str, Any]:
     return {
         "id": job.id,
         "request": job.request_id,
+        "kind": job.kind,
         "method": job.method,
         "recipe": job.recipe,
         "rung": job.rung,

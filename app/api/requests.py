@@ -254,7 +254,7 @@ async def until_ended(
 @router.get("/{request_id}", response_model=RequestOut, dependencies=[Depends(until_ended)])
 def get_request(request_id: str, response: Response, lethe: Lethe, key: Reader) -> dict[str, Any]:
     """One request, its jobs and its version; with `Prefer: wait=N`, when it has ended."""
-    found = _find(lethe, request_id, key)
+    found = find(lethe, request_id, key)
     if found.status in (Status.QUEUED, Status.RUNNING):
         response.headers["Retry-After"] = "1"
     return _out(lethe, found, key)
@@ -268,14 +268,14 @@ def get_request(request_id: str, response: Response, lethe: Lethe, key: Reader) 
 def get_preview(request_id: str, lethe: Lethe, key: Concept) -> Response:
     """A contact sheet of a few samples that the request selects. It shows the person, so it needs the scope
     requests:concept; 404 when they are generated only once the job runs, and after the forget set was purged."""
-    sheet = contact_sheet(lethe, _find(lethe, request_id, key))
+    sheet = contact_sheet(lethe, find(lethe, request_id, key))
     return Response(sheet, media_type="image/png", headers={"Cache-Control": "no-store"})
 
 
 @router.post("/{request_id}/cancel", status_code=202, response_model=RequestOut, responses=refusals(409))
 def cancel_request(request_id: str, response: Response, lethe: Lethe, key: Poster, once: Idempotent) -> dict[str, Any]:
     """Cancel: at once while queued; a running job stops within seconds and its device is free. Ended requests: 409."""
-    found = _find(lethe, request_id, key)
+    found = find(lethe, request_id, key)
     once.made(lambda: _cancel(lethe, found, key.actor, once))
     tell(once, response)
     return _accepted(lethe, found.id, response, key)
@@ -300,7 +300,7 @@ def retry_request(
 ) -> dict[str, Any]:
     """Queue a failed request again, as a new job: with method auto the first rung of the ladder that the model has now. 409
     when it did not fail or its forget set was purged."""
-    found = _find(lethe, request_id, key)
+    found = find(lethe, request_id, key)
     once.made(lambda: retry(lethe, found, key.actor, once))
     tell(once, response)
     if not once.replayed:
@@ -311,10 +311,10 @@ def retry_request(
 def _accepted(lethe: Deployment, request_id: str, response: Response, key: ApiKey) -> dict[str, Any]:
     response.headers["Location"] = f"/v1/requests/{request_id}"
     response.headers["Retry-After"] = "1"
-    return _out(lethe, _find(lethe, request_id, key), key)
+    return _out(lethe, find(lethe, request_id, key), key)
 
 
-def _find(lethe: Deployment, request_id: str, key: ApiKey) -> requests.Request:
+def find(lethe: Deployment, request_id: str, key: ApiKey) -> requests.Request:
     with lethe.store.read() as session:
         found = session.get(requests.Request, request_id)
     if found is None or (found.created_by != key.actor and "requests:admin" not in key.scopes):
@@ -323,7 +323,7 @@ def _find(lethe: Deployment, request_id: str, key: ApiKey) -> requests.Request:
 
 
 def _ended(lethe: Deployment, request_id: str, key: ApiKey) -> bool:
-    return _find(lethe, request_id, key).status not in (Status.QUEUED, Status.RUNNING)
+    return find(lethe, request_id, key).status not in (Status.QUEUED, Status.RUNNING)
 
 
 def _out(lethe: Deployment, request: requests.Request, key: ApiKey) -> dict[str, Any]:

@@ -5,10 +5,10 @@
     running -> queued                 expire (crashes + 1), or release (drained: costs nothing)
     queued -> cancelled
 
-Each transition moves the job's request along, in the same transaction. `lease_token` rises with every claim and fences every
+Each transition moves the job's request along, in the same transaction; an attack's moves none. `lease_token` rises with every claim and fences every
 later write of that attempt. Lease times are the database's clock.
 
-A job is one rung of its request's ladder. One that misses the policy, or fails by what it ran, queues the job of the next rung as
+A job is one rung of its request's ladder, or attacks a version that the request made (kind `attack`). A rung that misses the policy, or fails by what it ran, queues the job of the next rung as
 it ends: in one transaction under the lease's token, so a stale attempt queues none and no rung has two jobs.
 """
 
@@ -28,6 +28,11 @@ CRASH_CAP = 2
 OF_THE_RUNG = ("out_of_memory", "internal_error")  # failures that another recipe may not meet
 
 
+class Kind(StrEnum):
+    UNLEARN = "unlearn"
+    ATTACK = "attack"
+
+
 class Status(StrEnum):
     QUEUED = "queued"
     RUNNING = "running"
@@ -40,6 +45,7 @@ class Stage(StrEnum):
     LOADING = "loading"
     UNLEARNING = "unlearning"
     EVALUATING = "evaluating"
+    ATTACKING = "attacking"
     REGISTERING = "registering"
 
 
@@ -54,14 +60,27 @@ class Job(Record):
             sqlite_where=text("status = 'running'"),
             postgresql_where=text("status = 'running'"),
         ),
-        Index("uq_jobs_request_id_retry_rung", "request_id", "retry", "rung", unique=True),
+        Index(
+            "uq_jobs_request_id_retry_rung",
+            "request_id",
+            "retry",
+            "rung",
+            unique=True,
+            sqlite_where=text("kind = 'unlearn'"),
+            postgresql_where=text("kind = 'unlearn'"),
+        ),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
     request_id: Mapped[str] = mapped_column(ForeignKey("requests.id"), index=True)
     model_id: Mapped[str] = mapped_column(ForeignKey("models.id"))
-    method: Mapped[str]
-    recipe: Mapped[dict[str, Any]]  # resolved: every hyper-parameter
+    kind: Mapped[str] = mapped_column(default=Kind.UNLEARN)
+    checkpoint_id: Mapped[str | None]  # of the version that an attack is on
+    created_by: Mapped[str | None]  # who asked for the attack; a rung is the ladder's
+    method: Mapped[str]  # empty for an attack
+    recipe: Mapped[
+        dict[str, Any]
+    ]  # resolved: every hyper-parameter; for an attack job the attacks, with every parameter
     rung: Mapped[int]  # of the request's ladder, from 0
     retry: Mapped[int]  # how often the request had been retried before
     status: Mapped[str]
@@ -106,12 +125,34 @@ def of_rung(request: requests.Request, rung: int, retry: int) -> Job:
     )
 
 
+def of_attacks(
+    request: requests.Request, checkpoint_id: str, attacks: dict[str, Any], deadline: float, actor: str
+) -> Job:
+    """A queued job that attacks a version of the request."""
+    return Job(
+        id=new_id("job"),
+        kind=Kind.ATTACK,
+        request_id=request.id,
+        model_id=request.model_id,
+        checkpoint_id=checkpoint_id,
+        created_by=actor,
+        method="",
+        recipe=attacks,
+        rung=0,
+        retry=0,
+        status=Status.QUEUED,
+        deadline=deadline,
+        progress={},
+    )
+
+
 def add(session: Session, job: Job) -> None:
     """Store it, and order the bell for it."""
     job.created_at = session.scalar(select(now())) or 0.0
     session.add(job)
     session.flush()
-    history.write(session, "system", "job.queued", job.id, job.request_id, {"method": job.method, "rung": job.rung})
+    what = {"attacks": list(job.recipe)} if job.checkpoint_id else {"method": job.method, "rung": job.rung}
+    history.write(session, job.created_by or "system", "job.queued", job.id, job.request_id, what)
     outbox.put(session, "ring")
 
 
@@ -144,7 +185,7 @@ def claim(session: Session, worker: str, lease_seconds: float) -> Job | None:
         return None
     job = session.get_one(Job, job_id, populate_existing=True)
     history.write(session, worker, "job.claimed", job.id, job.request_id, {"lease_token": job.lease_token})
-    requests.move(session, job.request_id, requests.Status.RUNNING, worker)
+    _move(session, job, requests.Status.RUNNING, worker)
     return job
 
 
@@ -188,11 +229,21 @@ def succeed(
 def fail(session: Session, job_id: str, token: int, worker: str, error: dict[str, Any]) -> Job:
     """What another recipe may not meet leads to the next rung; everything else ends the request."""
     job = _finish(session, job_id, token, worker, Status.FAILED, error, {"code": error["code"]})
-    if error["code"] in OF_THE_RUNG:
+    if job.kind == Kind.UNLEARN and error["code"] in OF_THE_RUNG:
         _climb(session, job, worker, requests.Status.FAILED, error["code"])
     else:
-        requests.move(session, job.request_id, requests.Status.FAILED, worker, error["code"])
+        _move(session, job, requests.Status.FAILED, worker, error["code"])
     return job
+
+
+def end_attack(session: Session, job_id: str, token: int, worker: str) -> Job:
+    """The attacks were made; the request and its version stay as they are."""
+    return _finish(session, job_id, token, worker, Status.SUCCEEDED, None, {})
+
+
+def _move(session: Session, job: Job, to: requests.Status, actor: str, reason: str | None = None) -> None:
+    if job.kind == Kind.UNLEARN:
+        requests.move(session, job.request_id, to, actor, reason)
 
 
 def _climb(session: Session, job: Job, worker: str, ended: requests.Status, reason: str) -> None:
@@ -209,7 +260,7 @@ def _climb(session: Session, job: Job, worker: str, ended: requests.Status, reas
 
 def cancel(session: Session, job_id: str, token: int, worker: str) -> Job:
     job = _finish(session, job_id, token, worker, Status.CANCELLED, None, {})
-    requests.move(session, job.request_id, requests.Status.CANCELLED, worker)
+    _move(session, job, requests.Status.CANCELLED, worker)
     return job
 
 
@@ -220,7 +271,7 @@ def release(session: Session, job_id: str, token: int, worker: str, why: str) ->
         return cancel(session, job_id, token, worker)
     job = write_as_holder(session, job_id, token, status=Status.QUEUED, lease_expires_at=None)
     history.write(session, worker, "job.released", job.id, job.request_id, {"why": why})
-    requests.move(session, job.request_id, requests.Status.QUEUED, worker, why)
+    _move(session, job, requests.Status.QUEUED, worker, why)
     return job
 
 
@@ -240,7 +291,7 @@ def crash(session: Session, job_id: str, token: int, actor: str) -> Job:
         return fail(session, job_id, token, actor, {"code": "worker_lost", "detail": detail})
     job = write_as_holder(session, job_id, token, status=Status.QUEUED)
     history.write(session, actor, "job.lost", job.id, job.request_id, {"crashes": job.crashes, "lease_token": token})
-    requests.move(session, job.request_id, requests.Status.QUEUED, actor, "worker_lost")
+    _move(session, job, requests.Status.QUEUED, actor, "worker_lost")
     return job
 
 
@@ -250,7 +301,7 @@ def ask_to_cancel(session: Session, job_id: str, actor: str) -> Job:
     if changed(session, queued.values(status=Status.CANCELLED, finished_at=now())):
         job = session.get_one(Job, job_id, populate_existing=True)
         history.write(session, actor, "job.cancelled", job.id, job.request_id)
-        requests.move(session, job.request_id, requests.Status.CANCELLED, actor)
+        _move(session, job, requests.Status.CANCELLED, actor)
         return job
     changed(session, update(Job).where(Job.id == job_id, Job.status == Status.RUNNING).values(cancel_requested=True))
     return session.get_one(Job, job_id, populate_existing=True)
@@ -278,9 +329,15 @@ def of_request(session: Session, request_id: str) -> list[Job]:
 
 
 def of_requests(session: Session, request_ids: list[str]) -> list[Job]:
-    """Jobs of several requests, oldest first: hosts whose clocks differ made their ids."""
-    named = select(Job).where(Job.request_id.in_(request_ids))
+    """The rungs of several requests, oldest first: hosts whose clocks differ made their ids."""
+    named = select(Job).where(Job.request_id.in_(request_ids), Job.kind == Kind.UNLEARN)
     return list(session.scalars(named.order_by(Job.request_id, Job.retry, Job.rung)))
+
+
+def attacks_on(session: Session, request_id: str, *, after: str | None, limit: int) -> list[Job]:
+    """Jobs that attack a version of the request, newest first."""
+    query = select(Job).where(Job.request_id == request_id, Job.kind == Kind.ATTACK).order_by(Job.id.desc())
+    return list(session.scalars((query.where(Job.id < after) if after is not None else query).limit(limit)))
 
 
 def with_leftovers(session: Session) -> list[str]:

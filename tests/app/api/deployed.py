@@ -169,6 +169,18 @@ def forgotten(world: World, name: str, status: Status = Status.RELEASED) -> tupl
     return version.number, request_id
 
 
+def attackable(world: World, **body: Any) -> str:
+    """A request with a version that changed nothing, in quarantine: no one's parent. Its job has not run."""
+    request_id = str(asked(world.admin, **body)["id"])
+    with world.lethe.store.write() as session:
+        parent = checkpoints.head(session, session.get_one(requests.Request, request_id).model_id)
+        version = Checkpoint(id=new_id("ckpt"), model_id=parent.model_id, parent_id=parent.id, request_id=request_id,
+                             status=Status.QUARANTINED, manifest=parent.manifest, digest=parent.digest, changes={},
+                             report=reports.report(verdict="failed"))  # fmt: skip
+        checkpoints.add(session, version, "worker:test")
+    return request_id
+
+
 def audited(world: World, **filters: str) -> list[dict[str, Any]]:
     """The audit's entries that an admin sees, with all that was committed so far."""
     while sequencer.integrate(world.lethe.store):

@@ -29,6 +29,7 @@ from tests.app.api.deployed import (
     World,
     add_version,
     asked,
+    attackable,
     build,
     forget_set,
     forgotten,
@@ -82,6 +83,17 @@ def a_failed_request(world: World, owner: str) -> str:
     return request_id
 
 
+def an_attackable_request(world: World, owner: str) -> str:
+    return _given(world, requests.Request, attackable(world), owner)
+
+
+def an_attack_job(world: World, owner: str) -> str:
+    request_id = attackable(world)
+    answer = world.admin.post(f"/v1/requests/{request_id}/attacks", json=QUANTISED)
+    _given(world, requests.Request, request_id, owner)
+    return str(answer.json()["id"])
+
+
 def an_upload(world: World, owner: str) -> str:
     return _given(world, Upload, upload_model(world.admin, world.directory), owner)
 
@@ -117,6 +129,7 @@ def sends(**options: Any) -> Callable[[World, str], dict[str, Any]]:
 
 IMAGES = {"content": pictures.imagefolder(seed=5), "headers": ZIP}
 DIGITS, VERSION = {"name": "digits"}, {"name": "digits", "number": "2"}
+QUANTISED = {"attacks": {"quantised_copies": {}}}
 MATCH = {"headers": {"If-Match": "*"}}
 ALIAS = {"name": "digits", "alias": "{thing}"}
 MODEL, ALIASES, REQUEST = "/v1/models/{name}", "/v1/models/{name}/aliases", "/v1/requests/{request_id}"
@@ -177,7 +190,10 @@ ROWS = {
     ("get", REQUEST + "/preview.png"): Row("requests:concept", 200, a_request),
     ("post", REQUEST + "/cancel"): Row("requests:create", 202, a_request),
     ("post", REQUEST + "/retry"): Row("requests:create", 202, a_failed_request),
+    ("get", REQUEST + "/attacks"): Row("requests:read", 200, a_request),
+    ("post", REQUEST + "/attacks"): Row("requests:create", 202, an_attackable_request, call=sends(json=QUANTISED)),
     ("get", JOB): Row("requests:read", 200, an_ended_job),
+    ("post", JOB + "/cancel"): Row("requests:create", 202, an_attack_job),
     ("get", JOB + "/events"): Row("requests:read", 200, an_ended_job),
     ("get", JOB + "/events/stream"): Row("requests:read", 200, an_ended_job),
     ("get", "/v1/audit"): Row("audit:read", 200),
