@@ -14,8 +14,10 @@ from app.deployment import Deployment
 from app.records import Record, audit_entry, history
 from app.records import api_key as api_keys
 from app.records import job as jobs
+from app.records.job import Job
 from app.records.model import Model
 from app.records.request import Request
+from tests.app.records.test_attack_result import add_attack
 from tests.app.records.test_job import add_job, add_model
 
 
@@ -111,3 +113,15 @@ def test_the_indexes_that_the_engine_leans_on_exist(lethe: Deployment, index: st
     with lethe.store.read() as session:
         names = {each["name"] for each in inspect(session.connection()).get_indexes("jobs")}
     assert index in names
+
+
+def test_attack_jobs_go_with_the_schema_that_has_them_and_rungs_stay(lethe: Deployment) -> None:
+    config = migration._config()
+    add_attack(lethe)
+    with lethe.store.write() as session:
+        config.attributes["connection"] = session.connection()
+        command.downgrade(config, "0008")
+        assert session.scalars(text("SELECT status FROM jobs")).all() == ["succeeded"]
+    migration.upgrade(lethe.store)
+    with lethe.store.read() as session:
+        assert [job.kind for job in session.scalars(select(Job))] == ["unlearn"]
