@@ -47,6 +47,11 @@ def attack(running: Running, request: dict[str, Any], attacks: dict[str, Any] = 
     return found
 
 
+def but_its_purge(request: dict[str, Any]) -> dict[str, Any]:
+    """A completed request's forget set goes in its own time."""
+    return {**request, "forget_set_purged_at": None}
+
+
 def retained(found: dict[str, Any]) -> int:
     total: int = found["attacks"][0]["sides"]["base"]["rows"][0]["kept"]["total"]
     return total
@@ -66,7 +71,7 @@ def test_a_version_is_attacked_as_when_it_was_made_and_stays_as_it_is(running: R
     assert found["attacks"][0]["value"] is not None and found["attacks"][0]["settings"]["steps"] == 5
     assert client.call("GET", "/v1/models/digits/checkpoints") == versions
     assert client.report("digits", done["checkpoint"]) == report
-    assert client.call("GET", f"/v1/requests/{done['id']}") == done
+    assert but_its_purge(client.call("GET", f"/v1/requests/{done['id']}")) == but_its_purge(done)
     with running.lethe.store.read() as session:
         assert [result.job_id for result in session.scalars(select(AttackResult))] == [found["job"]]
     assert not running.lethe.keyring.exists(found["job"])
@@ -117,7 +122,7 @@ def test_a_worker_that_dies_while_it_attacks_leaves_one_result(running: Running)
     assert (ended["status"], ended["crashes"], ended["attempts"]) == ("succeeded", 1, 2)
     with running.lethe.store.read() as session:
         assert [result.job_id for result in session.scalars(select(AttackResult))] == [job]
-    assert client.call("GET", f"/v1/requests/{done['id']}") == done
+    assert but_its_purge(client.call("GET", f"/v1/requests/{done['id']}")) == but_its_purge(done)
 
 
 def test_the_command_attacks_and_shows_what_was_found(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
