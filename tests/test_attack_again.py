@@ -22,7 +22,7 @@ ATTACKS: dict[str, dict[str, Any]] = {"relearning": {"steps": 5, "images": 2}, "
 MOVING = {"method": "salun", "recipe": {"epochs": 1, "batch_size": 8}}
 
 
-@pytest.fixture(params=["embedded", "production"])
+@pytest.fixture(params=["embedded", pytest.param("production", marks=pytest.mark.verify)])
 def running(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Running]:
     deployment = open_deployment(request, request.param, tmp_path / "lethe")
     try:
@@ -90,7 +90,7 @@ def test_samples_and_superseded_versions_are_attacked_without_what_was_forgotten
     assert (after["status"], after["version"]) == ("succeeded", first["checkpoint"])
     assert 0 < retained(after) < retained(before)
     for request in (first, second):
-        assert client.call("GET", f"/v1/requests/{request['id']}") == request
+        assert but_its_purge(client.call("GET", f"/v1/requests/{request['id']}")) == but_its_purge(request)
 
 
 def test_what_cannot_be_attacked_is_refused_or_fails_with_a_code(running: Running) -> None:

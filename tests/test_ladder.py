@@ -25,7 +25,7 @@ MOVING: dict[str, Any] = {"method": "salun", "recipe": {"epochs": 1, "batch_size
 MOVED = {"class_label": [{"metric": "changed_weights", "rule": "at_least", "value": 20.0}]}
 
 
-@pytest.fixture(params=["embedded", "production"])
+@pytest.fixture(params=["embedded", pytest.param("production", marks=pytest.mark.verify)])
 def running(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Running]:
     deployment = open_deployment(request, request.param, tmp_path / "lethe")
     try:

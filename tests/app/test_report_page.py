@@ -171,10 +171,10 @@ def luminance(colour: str) -> float:
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
-def test_the_template_is_packaged() -> None:
+def test_template_and_protocols_are_packaged() -> None:
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["app"]
     packaged = {path for glob in declared for path in (ROOT / "app").glob(glob)}
-    assert packaged == set((ROOT / "app" / "templates").iterdir())
+    assert packaged == {*(ROOT / "app" / "templates").iterdir(), *(ROOT / "app" / "protocols").glob("*.yaml")}
 
 
 def test_attacks_stand_in_a_table_of_their_own_with_what_they_cost() -> None:

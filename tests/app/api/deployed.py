@@ -215,7 +215,7 @@ def stored(lethe: Deployment) -> tuple[dict[str, int], dict[str, int]]:
         rows = {
             table.name: session.scalar(select(func.count()).select_from(table)) or 0
             for table in Record.metadata.sorted_tables
-            if table.name not in ("audit", "audit_queue")
+            if table.name not in ("audit", "audit_queue", "leaders")
         }
     data = lethe.settings.data
     files = {path.relative_to(data).as_posix(): path.stat().st_size for path in data.rglob("*") if path.is_file()}

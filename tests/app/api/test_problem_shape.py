@@ -32,6 +32,7 @@ BODIES: dict[tuple[str, str], dict[str, object]] = {  # without one, these are 4
     ("post", "/v1/models/{name}/aliases/{alias}/rollback"): {"reason": "x"},
     ("post", "/v1/models/{name}/checkpoints/{number}/override"): {"code": "other", "reason": "x"},
     ("post", "/v1/keys/{key_id}/rotate"): {},
+    ("post", "/v1/requests/{request_id}/attacks"): {"attacks": {"quantised_copies": {}}},
 }
 
 
