@@ -110,6 +110,7 @@ def test_what_cannot_be_attacked_is_refused_or_fails_with_a_code(running: Runnin
     assert client.call("GET", f"/v1/requests/{done['id']}")["status"] == "completed"
 
 
+@pytest.mark.verify
 def test_a_worker_that_dies_while_it_attacks_leaves_one_result(running: Running) -> None:
     client = running.client
     done = forget(running, {"class_label": "1"})
