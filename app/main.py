@@ -23,10 +23,10 @@ from app.api import (
     requests,
     schemas,
 )
-from app.audit.sequencer import Sequencer
+from app.audit.sequencer import sequencing
 from app.deployment import Deployment, deploy
 from app.settings import settings
-from app.sweeper import Sweeper
+from app.sweeper import sweeping
 
 ABOUT = """Ask a model to forget, and get a new version with evidence.
 
@@ -50,7 +50,7 @@ def create_app(lethe: Deployment | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def run(app: FastAPI) -> AsyncIterator[None]:
-        beside = (Sweeper(deployment), Sequencer(deployment.store), deployment.decoders)
+        beside = (sweeping(deployment), sequencing(deployment.store), deployment.decoders)
         for each in beside:
             each.start()
         yield

@@ -3,13 +3,11 @@
 Runs in every server, in one at a time (a lease in the database). Each duty may be interrupted and repeated.
 """
 
-import os
 import shutil
-import socket
-import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
@@ -24,6 +22,7 @@ from app.records import intent as intents
 from app.records import job as jobs
 from app.records import request as requests
 from app.records import upload as uploads
+from app.rounds import Rounds
 
 log = structlog.get_logger()
 DAY = 86400.0
@@ -31,33 +30,21 @@ SCRATCH_DAYS = 7
 _last_tidy = [-3600.0]  # of this process, on the monotonic clock
 
 
-class Sweeper:
-    def __init__(self, lethe: Deployment) -> None:
-        self._lethe = lethe
-        self._name = f"sweeper:{socket.gethostname()}:{os.getpid()}"
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="sweeper", daemon=True)
+def sweeping(lethe: Deployment) -> Rounds:
+    return Rounds("sweeper", partial(_round, lethe), lethe.settings.sweep_seconds)
 
-    def start(self) -> None:
-        self._thread.start()
 
-    def stop(self) -> None:
-        self._stop.set()
-        self._thread.join(timeout=10)
-
-    def _run(self) -> None:
-        every = self._lethe.settings.sweep_seconds
-        while not self._stop.wait(every):
-            try:
-                with self._lethe.store.write() as session:
-                    leads = leader.lead(session, "sweep", self._name, 3 * every)
-            except SQLAlchemyError as error:
-                log.warning(
-                    "sweep.failed", error=type(error).__name__
-                )  # the database is away; the next round tries again
-                continue
-            if leads:
-                sweep(self._lethe, self._name)
+def _round(lethe: Deployment, holder: str) -> float:
+    every = lethe.settings.sweep_seconds
+    try:
+        with lethe.store.write() as session:
+            leads = leader.lead(session, "sweep", holder, 3 * every)
+    except SQLAlchemyError as error:  # the database is away; the next round tries again
+        log.warning("sweep.failed", error=type(error).__name__)
+        return every
+    if leads:
+        sweep(lethe, holder)
+    return every
 
 
 def sweep(lethe: Deployment, actor: str = "sweeper") -> None:

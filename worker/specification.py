@@ -77,75 +77,102 @@ class _Rows:
     shadows: list[tuple[Model, Checkpoint, Dataset, set[str]]]  # the last: what it has forgotten since
 
 
+@dataclass(frozen=True)
+class _Opened:
+    """What stood sealed: what was asked, the sets' indexes, and the keys of this job."""
+
+    what: dict[str, Any]
+    indexes: dict[str, Index]
+    keys: dict[str, bytes]  # of sealed sets
+    job_key: bytes
+    trained_on: list[Index]  # of each shadow
+
+
 def specify(
     store: Store, lease: Lease, keyring: Keyring, blobs: LocalBlobs, settings: Settings, scratch: Path
 ) -> Specification:
     """Raises JobError when a key is gone, and Refused when nothing is left to keep."""
     rows = _read(store, lease)
-    job, request, model = rows.job, rows.request, rows.model
-    if "retain" not in rows.sets and not catalog.FAMILIES[model.family].generates:
+    if "retain" not in rows.sets and not catalog.FAMILIES[rows.model.family].generates:
         raise JobError("no_retain_set", "The model has no retain set any more. PATCH it, then retry.")
-    try:
-        what = read_wish(request, keyring)
-        indexes = {name: read_index(dataset, keyring, blobs) for name, dataset in rows.sets.items()}
-        keys = {name: keyring.key(dataset.key_id) for name, dataset in rows.sets.items() if dataset.key_id}
-        job_key = _job_key(lease, keyring, job) if rows.attacked is None else b""
-        trained_on = [read_index(dataset, keyring, blobs) for _, _, dataset, _ in rows.shadows]
-    except (KeyGone, BlobMissing, SealBroken):
-        raise JobError("forget_set_purged", "The forget set is gone. Upload it again with a new request.") from None
+    opened = _open(rows, lease, keyring, blobs)
+    what, indexes = opened.what, opened.indexes
     promises = _promises(rows, keyring, blobs)
     gone = {label for each in promises for label in each.whole}
-    names = job_labels(model, indexes.get("forget"), what)
+    names = job_labels(rows.model, indexes.get("forget"), what)
     chosen = select(indexes.get("forget"), indexes.get("retain"), what, rows.tombstones, names)
     check(chosen)  # requests that completed since the POST may have taken the rest of the retain set
     if chosen.retain is not None and not _keeps(chosen.retain, indexes["retain"], names, gone):
         check(replace(chosen, retain=[]))
-    shadows = [
-        _network_message(other, head) | _membership(trained, gone, indexes, chosen)
-        for (other, head, _, gone), trained in zip(rows.shadows, trained_on, strict=True)
-    ]
     concept = concept_number(names, what)
-    generate = _generate(model, indexes.get("forget"), what, chosen, names, gone)
+    generate = _generate(rows.model, indexes.get("forget"), what, chosen, names, gone)
     checkpoint_id = rows.attacked.id if rows.attacked else new_id("ckpt")
     message = {
-        "job": job.id,
+        **_of_job(rows, lease, settings, scratch),
+        **_of_networks(rows, settings),
+        "sets": {
+            name: _set_message(name, dataset, indexes[name], names, opened.keys.get(name), chosen)
+            | {"by_caption": [] if concept is None else by_caption(indexes[name], what)}
+            for name, dataset in rows.sets.items()
+        },
+        "names": names,
+        "labels": rows.model.labels,
+        "concept": concept,
+        "generate": generate,
+        "promises": [each.told for each in promises],
+        "forgotten_before": [number for number, name in enumerate(names) if name in gone],
+        "shadows": _shadow_messages(rows, opened, chosen),
+        "answers": _answers(rows, checkpoint_id, keyring),
+        "job_key": base64.b64encode(opened.job_key).decode(),
+    }
+    if rows.attacked is not None:
+        message |= _of_attack(rows.model, rows.attacked)
+    return Specification(message, rows.parent.id, checkpoint_id, chosen.fingerprints, chosen.left_out)
+
+
+def _open(rows: _Rows, lease: Lease, keyring: Keyring, blobs: LocalBlobs) -> _Opened:
+    try:
+        return _Opened(
+            what=read_wish(rows.request, keyring),
+            indexes={name: read_index(dataset, keyring, blobs) for name, dataset in rows.sets.items()},
+            keys={name: keyring.key(dataset.key_id) for name, dataset in rows.sets.items() if dataset.key_id},
+            job_key=_job_key(lease, keyring, rows.job) if rows.attacked is None else b"",
+            trained_on=[read_index(dataset, keyring, blobs) for _, _, dataset, _ in rows.shadows],
+        )
+    except (KeyGone, BlobMissing, SealBroken):
+        raise JobError("forget_set_purged", "The forget set is gone. Upload it again with a new request.") from None
+
+
+def _of_job(rows: _Rows, lease: Lease, settings: Settings, scratch: Path) -> dict[str, Any]:
+    """What to run, by which rules, and where."""
+    return {
+        "job": rows.job.id,
         "token": lease.token,
-        "method": job.method,
-        "recipe": job.recipe,
-        "seed": request.seed,
-        "kind": catalog.FAMILIES[model.family].policy_kind(request.forget_kind),
-        "policy": model.policy,
+        "method": rows.job.method,
+        "recipe": rows.job.recipe,
+        "resume": rows.job.resume_blob,
+        "seed": rows.request.seed,
+        "kind": catalog.FAMILIES[rows.model.family].policy_kind(rows.request.forget_kind),
+        "policy": rows.model.policy,
         "evaluation": rows.evaluation,
         "device": settings.device,
         "threads": settings.threads,
         "resume_seconds": settings.resume_seconds,
         "blob_root": str(settings.blob_root),
         "scratch": str(scratch),
-        "sets": {
-            name: _set_message(name, dataset, indexes[name], names, keys.get(name), chosen)
-            | {"by_caption": [] if concept is None else by_caption(indexes[name], what)}
-            for name, dataset in rows.sets.items()
-        },
-        "names": names,
-        "labels": model.labels,
-        "concept": concept,
-        "generate": generate,
-        "promises": [each.told for each in promises],
-        "forgotten_before": [number for number, name in enumerate(names) if name in gone],
-        "base": _network_message(model, rows.parent),
-        "shadows": shadows,
-        **{name: _network_message(*other) for name, other in rows.others.items()},
-        "answers": _answers(rows, checkpoint_id, keyring),
-        "backbones": {
-            name: str(getattr(settings, name) or "") for name in catalog.BACKBONES if model.evaluation.get(name)
-        },
-        "evaluators": {part: _network_message(*other) for part, other in rows.evaluators.items()},
-        "job_key": base64.b64encode(job_key).decode(),
-        "resume": job.resume_blob,
     }
-    if rows.attacked is not None:
-        message |= _of_attack(model, rows.attacked)
-    return Specification(message, rows.parent.id, checkpoint_id, chosen.fingerprints, chosen.left_out)
+
+
+def _of_networks(rows: _Rows, settings: Settings) -> dict[str, Any]:
+    """The base, what it is compared with, and what judges."""
+    return {
+        "base": _network_message(rows.model, rows.parent),
+        **{name: _network_message(*other) for name, other in rows.others.items()},
+        "evaluators": {part: _network_message(*other) for part, other in rows.evaluators.items()},
+        "backbones": {
+            name: str(getattr(settings, name) or "") for name in catalog.BACKBONES if rows.model.evaluation.get(name)
+        },
+    }
 
 
 def _read(store: Store, lease: Lease) -> _Rows:
@@ -243,6 +270,13 @@ def _generate(
         "forget": [concept] * wanted["forget"] if chosen.forget is None else [],
         "retain": [kept[at % len(kept)] for at in range(wanted["retain"])] if chosen.retain is None else [],
     }
+
+
+def _shadow_messages(rows: _Rows, opened: _Opened, chosen: Selection) -> list[dict[str, Any]]:
+    return [
+        _network_message(model, head) | _membership(trained, forgotten, opened.indexes, chosen)
+        for (model, head, _, forgotten), trained in zip(rows.shadows, opened.trained_on, strict=True)
+    ]
 
 
 def _membership(trained: Index, gone: set[str], indexes: dict[str, Index], chosen: Selection) -> dict[str, list[bool]]:

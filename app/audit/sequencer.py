@@ -4,14 +4,13 @@ Runs in every server, in one at a time. A batch is one transaction: rows are num
 together or not at all.
 """
 
-import os
-import socket
-import threading
+from functools import partial
 
 import structlog
 
 from app.records import audit_entry, audit_queue, leader
 from app.records.session import Store
+from app.rounds import Rounds
 
 log = structlog.get_logger()
 BATCH = 200  # SQLite has one writer: it is ours for no longer than this many rows take
@@ -21,28 +20,16 @@ PAUSE_AFTER_FAILURE = 5.0
 LEASE = 2.0
 
 
-class Sequencer:
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._name = f"sequencer:{socket.gethostname()}:{os.getpid()}"
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="sequencer", daemon=True)
+def sequencing(store: Store) -> Rounds:
+    return Rounds("sequencer", partial(_round, store), PAUSE)
 
-    def start(self) -> None:
-        self._thread.start()
 
-    def stop(self) -> None:
-        self._stop.set()
-        self._thread.join(timeout=10)
-
-    def _run(self) -> None:
-        pause = PAUSE
-        while not self._stop.wait(pause):
-            try:
-                pause = PAUSE_WHEN_BEHIND if integrate(self._store, self._name) == BATCH else PAUSE
-            except Exception as error:  # noqa: BLE001  (logged by its class; rows wait, and the next round tries again)
-                log.error("audit.failed", error=type(error).__name__)
-                pause = PAUSE_AFTER_FAILURE
+def _round(store: Store, holder: str) -> float:
+    try:
+        return PAUSE_WHEN_BEHIND if integrate(store, holder) == BATCH else PAUSE
+    except Exception as error:  # noqa: BLE001  (logged by its class; rows wait, and the next round tries again)
+        log.error("audit.failed", error=type(error).__name__)
+        return PAUSE_AFTER_FAILURE
 
 
 def integrate(store: Store, holder: str = "sequencer") -> int:

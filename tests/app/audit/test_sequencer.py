@@ -11,7 +11,7 @@ from sqlalchemy.exc import DBAPIError
 
 from app.audit import chain, sequencer
 from app.audit.chain import EMPTY
-from app.audit.sequencer import BATCH, Sequencer, integrate
+from app.audit.sequencer import BATCH, integrate, sequencing
 from app.deployment import Deployment
 from app.records import audit_entry, audit_queue, history, leader
 from app.records.audit_entry import AuditEntry
@@ -46,9 +46,9 @@ def everything(lethe: Deployment) -> list[str]:
 
 @contextmanager
 def running(*stores: Store) -> Iterator[None]:
-    beside = [Sequencer(store) for store in stores]
+    beside = [sequencing(store) for store in stores]
     for number, each in enumerate(beside):
-        each._name = f"sequencer:{number}"  # as on hosts of their own
+        each.holder = f"sequencer:{number}"  # as on hosts of their own
         each.start()
     yield
     for each in beside:
