@@ -51,22 +51,21 @@ def status(lethe: Deployment) -> dict[str, Any]:
 
 def warnings(lethe: Deployment) -> list[dict[str, str]]:
     """What an operator should do something about: an event's name for the log, and the remedy."""
-    found = [{"event": "keyring.broken", "remedy": each} for each in broken(lethe)]
+    rotate = "`lethe keyring rotate-fingerprints`"
     with lethe.store.read() as session:
+        rows = named_keys.every(session)
         overdue = _overdue(session, lethe.settings.fingerprint_key_days)
         joining = any(each.current_since is None for each in named_keys.living(session))
+    found = [{"event": "keyring.broken", "remedy": each} for each in broken(lethe)]
     if overdue:
-        found.append(
-            {"event": "fingerprint_key.overdue", "remedy": f"{overdue}: run `lethe keyring rotate-fingerprints`"}
-        )
-        left = [each.name for each in named_keys.every(session) if state_of(lethe, each) == State.LEFT]
-    for name in left:
-        remedy = f"finish it: `lethe keyring retire-fingerprints {name} --reason-code other --yes`"
-        found.append({"event": "fingerprint_key.not_destroyed", "remedy": remedy})
+        found.append({"event": "fingerprint_key.overdue", "remedy": f"{overdue} is past its lifetime: {rotate}"})
     if joining:
-        found.append({"event": "fingerprint_key.joining", "remedy": "finish it: `lethe keyring rotate-fingerprints`"})
+        found.append({"event": "fingerprint_key.joining", "remedy": f"a rotation was interrupted: {rotate}"})
+    for name in (row.name for row in rows if state_of(lethe, row) == State.LEFT):
+        again = f"`lethe keyring retire-fingerprints {name} --reason-code other --yes`"
+        found.append({"event": "fingerprint_key.left", "remedy": f"its end was interrupted: {again}"})
     if master_rotation.unfinished(lethe.keyring):
-        found.append({"event": "master_key.rotation_unfinished", "remedy": "finish it: `lethe keyring rotate`"})
+        found.append({"event": "master_key.rotation_unfinished", "remedy": "`lethe keyring rotate`"})
     return found
 
 
