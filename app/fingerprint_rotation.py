@@ -22,7 +22,7 @@ from sqlalchemy.orm import Session
 from app.deployment import Deployment
 from app.errors import Refused
 from app.fingerprint_keys import State, state_of, use
-from app.privacy.fingerprints import FIRST, check_of, joined, mark, marks_of, parted, with_marks
+from app.privacy.fingerprints import FIRST, check_of, in_order, joined, mark, marks_of, parted, with_marks
 from app.privacy.images import digest_of, read_set
 from app.privacy.selection import Index, read_index
 from app.records import dataset as datasets
@@ -165,7 +165,7 @@ def _rewrite(lethe: Deployment, dataset_id: str, change: Callable[[Index], Index
 def _with(index: Index, added: list[str]) -> Index:
     """Each sample's new mark first."""
     samples = [
-        with_marks(sample, [new, *sorted(marks_of(sample) - {new})])
+        with_marks(sample, [new, *(each for each in in_order(sample) if each != new)])
         for sample, new in zip(index["samples"], added, strict=True)
     ]
     return {**index, "samples": samples}
@@ -176,7 +176,7 @@ def _without(index: Index, name: str) -> Index:
 
 
 def _stripped(sample: dict[str, Any], name: str) -> dict[str, Any]:
-    kept = [each for each in (sample["fingerprint"], *sample.get("fingerprints", ())) if _key_of(each) != name]
+    kept = [each for each in in_order(sample) if _key_of(each) != name]
     return with_marks(sample, kept) if kept else sample
 
 

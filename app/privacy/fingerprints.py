@@ -38,9 +38,13 @@ def parted(text: str) -> tuple[str, str]:
     return name or FIRST, digest
 
 
+def in_order(sample: Mapping[str, Any]) -> list[str]:
+    """The marks of a sample of an index, the newest key's first."""
+    return [sample["fingerprint"], *sample.get("fingerprints", ())]
+
+
 def marks_of(sample: Mapping[str, Any]) -> set[str]:
-    """All marks of a sample of an index."""
-    return {sample["fingerprint"], *sample.get("fingerprints", ())}
+    return set(in_order(sample))
 
 
 def newest(sample: Mapping[str, Any], names: list[str]) -> str:

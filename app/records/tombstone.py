@@ -46,7 +46,7 @@ def not_under(session: Session, key_name: str) -> list[Tombstone]:
 def counts(session: Session) -> dict[str, int]:
     """How many there are by key."""
     query = select(Tombstone.key_name, func.count()).group_by(Tombstone.key_name)
-    return dict(session.execute(query).tuples().all())
+    return {str(row[0]): int(row[1]) for row in session.execute(query)}
 
 
 def drop_under(session: Session, key_name: str) -> None:
