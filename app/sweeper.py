@@ -23,6 +23,7 @@ from app.records import intent as intents
 from app.records import job as jobs
 from app.records import request as requests
 from app.records import upload as uploads
+from app.returned_keys import destroy_returned
 from app.rounds import Rounds
 
 log = structlog.get_logger()
@@ -58,7 +59,7 @@ def sweep(lethe: Deployment, actor: str = "sweeper") -> None:
         lambda: delete_dead_blobs(lethe),
         lambda: delete_old_scratch(lethe),
         lambda: forget_idempotency_keys(lethe),
-        lambda: watch_keys(lethe),
+        lambda: watch_keys(lethe, actor),
     )
     for duty in duties:
         try:
@@ -126,10 +127,12 @@ def forget_idempotency_keys(lethe: Deployment) -> None:
         idempotency.forget_old(session)
 
 
-def watch_keys(lethe: Deployment) -> None:
-    """Say in the log what an operator should do about keys; hourly."""
+def watch_keys(lethe: Deployment, actor: str) -> None:
+    """Say in the log what an operator should do about keys, and destroy those that a backup brought back; hourly."""
     if time.monotonic() - _last_watch[0] < 3600:
         return
+    if returned := destroy_returned(lethe, actor):
+        log.warning("keyring.returned_destroyed", keys=returned)
     keyring_status.note_first_use(lethe)
     for warned in keyring_status.warnings(lethe):
         log.warning(warned["event"], remedy=warned["remedy"])

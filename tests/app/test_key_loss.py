@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -118,8 +119,8 @@ def test_a_key_past_its_lifetime_is_named_in_the_log_and_not_replaced(
     settings.settings.cache_clear()
     overdue = deploy(settings.settings())
     with capture_logs() as logs:
-        sweeper.watch_keys(overdue)
-        sweeper.watch_keys(overdue)
+        sweeper.watch_keys(overdue, "sweeper:test")
+        sweeper.watch_keys(overdue, "sweeper:test")
     overdue.store.close()
     (said,) = logs
     assert said["event"] == "fingerprint_key.overdue" and said["remedy"].startswith("fingerprint is past")
@@ -141,3 +142,20 @@ def test_the_operator_rotates_and_retires_from_the_shell(operator: World) -> Non
     assert not operator.lethe.keyring.has_named(FIRST)
     assert "New uploads are marked with it" in lethe("keyring", "retire-fingerprints", "fingerprint-2", "--reason-code", "other",
                                                      status=1).stderr  # fmt: skip
+
+
+def test_a_key_that_a_restored_backup_brings_back_is_destroyed_again(
+    operator: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweeper, "_last_watch", [-3600.0])
+    purged, living = forget_set(operator.requester), forget_set(operator.requester)
+    folder, backup = operator.lethe.keyring.folder / "data", operator.lethe.settings.data / "backup"
+    shutil.copytree(folder, backup)
+    assert operator.requester.delete(f"/v1/datasets/{purged}", headers={"If-Match": "*"}).status_code == 204
+    assert not operator.lethe.keyring.exists(purged)
+    shutil.copytree(backup, folder, dirs_exist_ok=True)
+    assert operator.lethe.keyring.exists(purged)
+    sweeper.watch_keys(operator.lethe, "sweeper:test")
+    assert not operator.lethe.keyring.exists(purged) and operator.lethe.keyring.exists(living)
+    (said,) = audited(operator, action="keyring.returned_destroyed")
+    assert said["details"] == {"keys": 1}
