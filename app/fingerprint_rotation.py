@@ -80,7 +80,7 @@ def rotate(lethe: Deployment, actor: str = "operator") -> Rotated:
 
 
 def retire(lethe: Deployment, name: str, code: str, yes: bool, actor: str = "operator") -> Retired:
-    """End an old key. Without `yes` nothing is dropped: it is only said what would be."""
+    """End an old key, or one that joins and shall not. Without `yes` nothing is dropped: it is only said what would be."""
     with lethe.store.read() as session:
         row, current = session.get(NamedKey, name), named_keys.current(session).name
         listed = datasets.registered(session)
@@ -90,7 +90,8 @@ def retire(lethe: Deployment, name: str, code: str, yes: bool, actor: str = "ope
         row = next((each for each in named_keys.hold(session) if each.name == name), None)
         if row is not None:
             _translate(session, pairs, current)
-            _refuse_needed(session, name)
+            if row.current_since is not None:  # nothing is known by one that only joined
+                _refuse_needed(session, name)
         rest = tombstones.under(session, name)
         found = Retired(name, len(rest), len({each.model_id for each in rest}), yes)
         if not yes:
@@ -223,9 +224,9 @@ def _translate(session: Session, pairs: dict[str, str], name: str) -> int:
 def _refuse_unless_old(row: NamedKey | None, name: str, current: str) -> None:
     if row is None or row.purpose != named_keys.Purpose.FINGERPRINT:
         raise Refused("unknown-key", "name", "There is no such fingerprint key.", "See `lethe keyring status`.", 404)
-    if row.current_since is None or name == current:
-        rule = "It joins just now." if row.current_since is None else "New uploads are marked with it."
-        raise Refused("key-current", "name", rule, "Run `lethe keyring rotate-fingerprints` first.", 409)
+    if name == current:
+        rule, remedy = "New uploads are marked with it.", "Run `lethe keyring rotate-fingerprints` first."
+        raise Refused("key-current", "name", rule, remedy, 409)
 
 
 def _refuse_needed(session: Session, name: str) -> None:

@@ -10,6 +10,7 @@ from PIL import Image
 from app import keyring_status
 from app.deployment import Deployment
 from app.errors import Conflict, Refused
+from app.fingerprint_keys import KeyLost
 from app.fingerprint_rotation import retire, rotate
 from app.privacy.fingerprints import marks_of, parted
 from app.privacy.selection import read_index
@@ -168,13 +169,21 @@ def test_an_interrupted_rotation_goes_on_with_the_same_key_and_meanwhile_nothing
     with pytest.raises(Refused, match="Restore the blobs"):
         rotate(lethe)
     assert {each["event"] for each in keyring_status.warnings(lethe)} == {"fingerprint_key.joining"}
-    with pytest.raises(Refused, match="joins"):
-        retire(lethe, SECOND, "other", yes=True)
     assert left_out(world, "meanwhile", image(0, 0, seed=1)) == 1 and laid(world) == {FIRST: 1}
     assert keys_of(world, "meanwhile") == {(SECOND, FIRST)}
     lethe.blobs.put(found.blob, kept)
     assert rotate(lethe).name == SECOND and laid(world) == {SECOND: 1} and keyring_status.warnings(lethe) == []
     assert rotate(lethe).name == "fingerprint-3" and keys_of(world, "train-set") == {("fingerprint-3", SECOND, FIRST)}
+
+
+def test_a_key_that_was_lost_while_it_joined_is_given_up(world: World) -> None:
+    with world.lethe.store.write() as session:
+        named_keys.add(session, SECOND, "0" * 32)
+    assert upload_set(world.admin, "retain", "refused").status_code == 503
+    with pytest.raises(KeyLost):
+        rotate(world.lethe)
+    assert retire(world.lethe, SECOND, "lost", yes=True).dropped == 0
+    assert upload_set(world.admin, "retain", "taken").status_code == 201 and rotate(world.lethe).name == "fingerprint-3"
 
 
 def test_an_upload_that_began_before_a_key_joined_is_sent_again(world: World) -> None:
