@@ -24,7 +24,9 @@ from app.deployment import deploy
 from app.display import Watcher, console, json_option, show_comparison, show_report, show_rungs, value_of
 from app.embedded import run_embedded, wait_for_dependencies, worker_command
 from app.errors import Refused
+from app.keyring_commands import keyring
 from app.override_command import override
+from app.privacy.sealing import Keyring
 from app.protocol_commands import protocol
 from app.records import api_key as api_keys
 from app.records.session import Store
@@ -68,6 +70,7 @@ def main() -> None:
 main.add_command(alias)
 main.add_command(attack)
 main.add_command(audit)
+main.add_command(keyring)
 main.add_command(rollback)
 main.add_command(override)
 main.add_command(protocol)
@@ -105,6 +108,7 @@ def serve() -> None:
 def work(name: str) -> None:
     """One GPU worker with its warm runner. It waits for its database and broker."""
     wait_for_dependencies(settings(), schema=True)
+    Keyring(settings().key_root, settings().master_key_file)  # says here, once, why a worker could not use it
     os.execv(sys.executable, worker_command(*(["-n", name] if name else [])))
 
 

@@ -12,6 +12,7 @@ from app.deployment import Deployment
 from app.errors import NotFound, Refused
 from app.evaluators import real_labels
 from app.privacy.concept import naming, words
+from app.privacy.fingerprints import marks_of
 from app.privacy.sealing import KeyGone
 from app.privacy.selection import Index, about, check, job_labels, label_map, read_index, rule_of, select
 from app.records.dataset import Dataset
@@ -88,8 +89,8 @@ def choose(lethe: Deployment, found: Found, kind: str, wish: Wish) -> tuple[Data
     selection = select(index, retain, what, found.marks, names)
     check(selection)
     if found.train is not None:
-        trained_on = {sample["fingerprint"] for sample in _index(lethe, found.train)["samples"]}
-        if trained_on <= selection.fingerprints:
+        trained_on = (marks_of(sample) for sample in _index(lethe, found.train)["samples"])
+        if all(found_marks & selection.fingerprints for found_marks in trained_on):
             raise Refused(
                 "whole-training-set",
                 "forget",

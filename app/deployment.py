@@ -33,7 +33,7 @@ def deploy(settings: Settings) -> Deployment:
         settings=settings,
         store=Store(settings.database),
         blobs=LocalBlobs(settings.blob_root),
-        keyring=Keyring(settings.key_root),
+        keyring=Keyring(settings.key_root, settings.master_key_file),
         celery=make_celery(settings),
         decoders=Decoders(settings),
     )

@@ -17,16 +17,19 @@ from app.decoding import ArrivingSet
 from app.deployment import Deployment
 from app.errors import Conflict, NotFound, Refused
 from app.evaluators import REJECT_LABELS, real_labels, resolve_evaluators
+from app.fingerprint_keys import living_keys
 from app.idempotency import UNKEYED, Once
 from app.privacy.checkpoint_guard import DirectoryFacts, unpack_model
+from app.privacy.fingerprints import check_of, marks
 from app.privacy.images import index_of, set_pieces
-from app.privacy.sealing import fingerprint, sealed_chunks
+from app.privacy.sealing import sealed_chunks
 from app.privacy.selection import label_map
 from app.recipe import check_evaluation, check_ladder, check_policy
 from app.records import checkpoint as checkpoints
 from app.records import dataset as datasets
 from app.records import intent as intents
 from app.records import model as models
+from app.records import named_key as named_keys
 from app.records import upload as uploads
 from app.records.base import new_id
 from app.records.checkpoint import Checkpoint
@@ -79,26 +82,28 @@ def register_dataset(
     anything reaches the disk."""
     private = role == Role.FORGET
     dataset = Dataset(id=new_id("ds"), name=name, role=role, labels=[], created_by=actor)
+    keys = living_keys(lethe)
     with lethe.decoders.images(archive, private) as arriving, _new_key(lethe, dataset.key_id) as data_key:
-        images, index = _kept(arriving, dataset, lethe.keyring.named_key("fingerprint"))
+        images, index = _kept(arriving, dataset, keys)
         if data_key is not None:
             images = sealed_chunks(data_key, images, f"dataset/{dataset.id}".encode())
             index = sealed_chunks(data_key, index, f"dataset-index/{dataset.id}".encode())
         contents: dict[str, Content] = {dataset.blob: images, dataset.index_blob: index}
         with _published(lethe, contents) as blobs, lethe.store.write() as session:
             once.claim(session, dataset.id)
+            named_keys.confirm(session, {name: check_of(key) for name, key in keys.items()})
             datasets.add(session, dataset)
             intents.fulfil(session, blobs)
     return dataset.id
 
 
-def _kept(arriving: ArrivingSet, dataset: Dataset, key: bytes) -> tuple[Iterator[bytes], Iterator[bytes]]:
+def _kept(arriving: ArrivingSet, dataset: Dataset, keys: dict[str, bytes]) -> tuple[Iterator[bytes], Iterator[bytes]]:
     """The set's zip, and then its index, as they are to be stored; what the row says of the set is known after them."""
     known: dict[str, Any] = {}
 
     def index() -> dict[str, Any]:
         decoded = arriving.decoded()
-        known.update(index_of(decoded, lambda digest: fingerprint(key, digest)))
+        known.update(index_of(decoded, lambda digest: marks(keys, digest)))
         dataset.count = len(decoded.samples)
         dataset.labels = decoded.labels if dataset.role != Role.FORGET else []
         return known

@@ -19,6 +19,12 @@ class Settings(BaseSettings):
     database_url: str = Field("", description="SQLAlchemy URL; empty: SQLite in the data folder.")
     broker_url: str = Field("", description="Celery broker URL; empty: filesystem:// in the data folder.")
     keys: Path | None = Field(None, description="Folder of the master and data keys; empty: keys/ in the data folder.")
+    master_key_file: Path | None = Field(
+        None, description="File of the master key, where it lies outside the key folder; empty: master.key in it."
+    )
+    fingerprint_key_days: float = Field(
+        365.0, gt=0, description="Days after which the log and `lethe keyring status` ask for a new fingerprint key."
+    )
     host: str = Field("127.0.0.1", description="Address that the server listens on.")
     port: int = Field(8765, ge=0, le=65535, description="Port that the server listens on.")
     model_roots: str = Field("", description="Folders, separated by ':', from which models may be registered by path.")

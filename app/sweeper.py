@@ -12,6 +12,7 @@ from functools import partial
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
+from app import keyring_status
 from app.deployment import Deployment
 from app.privacy import purge
 from app.queue import ring
@@ -22,12 +23,14 @@ from app.records import intent as intents
 from app.records import job as jobs
 from app.records import request as requests
 from app.records import upload as uploads
+from app.returned_keys import destroy_returned
 from app.rounds import Rounds
 
 log = structlog.get_logger()
 DAY = 86400.0
 SCRATCH_DAYS = 7
 _last_tidy = [-3600.0]  # of this process, on the monotonic clock
+_last_watch = [-3600.0]
 
 
 def sweeping(lethe: Deployment) -> Rounds:
@@ -56,6 +59,7 @@ def sweep(lethe: Deployment, actor: str = "sweeper") -> None:
         lambda: delete_dead_blobs(lethe),
         lambda: delete_old_scratch(lethe),
         lambda: forget_idempotency_keys(lethe),
+        lambda: watch_keys(lethe, actor),
     )
     for duty in duties:
         try:
@@ -121,6 +125,18 @@ def delete_dead_blobs(lethe: Deployment) -> None:
 def forget_idempotency_keys(lethe: Deployment) -> None:
     with lethe.store.write() as session:
         idempotency.forget_old(session)
+
+
+def watch_keys(lethe: Deployment, actor: str) -> None:
+    """Say in the log what an operator should do about keys, and destroy those that a backup brought back; hourly."""
+    if time.monotonic() - _last_watch[0] < 3600:
+        return
+    if returned := destroy_returned(lethe, actor):
+        log.warning("keyring.returned_destroyed", keys=returned)
+    keyring_status.note_first_use(lethe)
+    for warned in keyring_status.warnings(lethe):
+        log.warning(warned["event"], remedy=warned["remedy"])
+    _last_watch[0] = time.monotonic()
 
 
 def delete_old_scratch(lethe: Deployment) -> None:

@@ -14,6 +14,8 @@ from app.deployment import Deployment
 from app.records import Record, audit_entry, history
 from app.records import api_key as api_keys
 from app.records import job as jobs
+from app.records import named_key as named_keys
+from app.records import tombstone as tombstones
 from app.records.job import Job
 from app.records.model import Model
 from app.records.request import Request
@@ -104,6 +106,25 @@ def test_a_log_of_before_is_numbered_and_its_readers_read_on(lethe: Deployment) 
         command.downgrade(config, "0005")
         scopes = session.scalar(text("SELECT scopes FROM api_keys"))
         assert "history:read" in scopes and "audit:read" not in scopes
+
+
+def test_tombstones_of_before_are_the_first_fingerprint_key_s_and_later_ones_go_back_with_it(lethe: Deployment) -> None:
+    config = migration._config()
+    with lethe.store.write() as session:
+        config.attributes["connection"] = session.connection()
+        command.downgrade(config, "0009")
+        columns = "model_id, fingerprint, request_id, created_at"
+        session.execute(text(f"INSERT INTO tombstones ({columns}) VALUES ('m', '{'a' * 64}', 'r', 1)"))
+    migration.upgrade(lethe.store)
+    with lethe.store.write() as session:
+        assert tombstones.counts(session) == {"fingerprint": 1} and tombstones.of_model(session, "m") == {"a" * 64}
+        assert named_keys.current(session).name == "fingerprint" and named_keys.current(session).check_value is None
+        tombstones.lay(session, "m", "r", {"fingerprint-2:" + "b" * 64})
+    with lethe.store.write() as session:
+        config.attributes["connection"] = session.connection()
+        command.downgrade(config, "0009")
+        assert list(session.scalars(text("SELECT fingerprint FROM tombstones"))) == ["a" * 64]
+    migration.upgrade(lethe.store)
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,11 @@ import zipfile
 from collections.abc import Iterator
 
 import pytest
+from PIL import Image
 
 from app.client import Problem
+from app.fingerprint_rotation import retire, rotate
+from app.key_rotation import rotate_master
 from app.privacy.selection import read_index
 from app.records import dataset as datasets
 from app.records import job as jobs
@@ -107,6 +110,24 @@ def test_a_rolled_back_request_stays_out_of_later_retain_sets(running: Running) 
     assert (done["status"], report["left_out"]) == ("completed", 4)
     client.set_alias("digits", "production", done["checkpoint"], "the way forward")
     assert list(client.pages("/v1/requests", status="reopened")) == []
+
+
+def test_keys_are_rotated_beside_a_running_service_and_what_was_forgotten_stays_out(running: Running) -> None:
+    """The same images come again, encoded anew, when neither the master key nor the fingerprint key is that of before."""
+    client, archive = running.client, io.BytesIO()
+    assert rotate_master(running.lethe, None).unreadable == 0
+    rotated = rotate(running.lethe)
+    assert (rotated.name, rotated.translated, rotated.kept) == ("fingerprint-2", 5, 0)
+    with zipfile.ZipFile(io.BytesIO(again(seed=1))) as source, zipfile.ZipFile(archive, "w") as made:
+        for name in source.namelist():
+            file = io.BytesIO()
+            Image.open(io.BytesIO(source.read(name))).save(file, "WEBP", lossless=True)
+            made.writestr(name.replace(".png", ".webp"), file.getvalue())
+    client.upload_dataset(archive.getvalue(), "retain", "digits-webp")
+    client.call("PATCH", "/v1/models/digits", json={"retain": "digits-webp"}, headers={"If-Match": "*"})
+    assert retire(running.lethe, "fingerprint", "expired", yes=True).dropped == 0
+    done = client.wait(forget(running, ["1/1"]))
+    assert (done["status"], client.report("digits", done["checkpoint"])["left_out"]) == ("completed", 5)
 
 
 def test_a_retain_set_of_nothing_but_forgotten_images_is_refused(running: Running) -> None:

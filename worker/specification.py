@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 from app import catalog
 from app.errors import JobError
 from app.privacy.concept import naming
+from app.privacy.fingerprints import marks_of, newest
 from app.privacy.sealing import KeyGone, Keyring, SealBroken, new_data_key
 from app.privacy.selection import (
     Index,
@@ -32,6 +33,7 @@ from app.privacy.selection import (
 from app.records import checkpoint as checkpoints
 from app.records import job as jobs
 from app.records import model as models
+from app.records import named_key as named_keys
 from app.records import tombstone as tombstones
 from app.records.base import new_id
 from app.records.checkpoint import Checkpoint
@@ -54,7 +56,7 @@ class Specification:
     message: dict[str, Any]  # for the runner's pipe
     parent_id: str
     checkpoint_id: str  # of the version that this attempt may register, or attacks
-    fingerprints: set[str]  # of the forget set, for tombstones
+    fingerprints: set[str]  # one mark of each forgotten sample, for tombstones
     left_out: int  # samples of the retain set that an earlier request forgot
 
 
@@ -74,6 +76,7 @@ class _Rows:
     others: dict[str, tuple[Model, Checkpoint]]  # judge, reference
     evaluators: dict[str, tuple[Model, Checkpoint]]  # by part
     tombstones: set[str]
+    fingerprint_keys: list[str]  # names: the present one first
     shadows: list[tuple[Model, Checkpoint, Dataset, set[str]]]  # the last: what it has forgotten since
 
 
@@ -127,7 +130,8 @@ def specify(
     }
     if rows.attacked is not None:
         message |= _of_attack(rows.model, rows.attacked)
-    return Specification(message, rows.parent.id, checkpoint_id, chosen.fingerprints, chosen.left_out)
+    to_remember = _to_remember(indexes, chosen, rows.fingerprint_keys)
+    return Specification(message, rows.parent.id, checkpoint_id, to_remember, chosen.left_out)
 
 
 def _open(rows: _Rows, lease: Lease, keyring: Keyring, blobs: LocalBlobs) -> _Opened:
@@ -204,6 +208,7 @@ def _read(store: Store, lease: Lease) -> _Rows:
             others={name: (other, checkpoints.head(session, other.id)) for name, other in others.items()},
             evaluators={part: (other, checkpoints.head(session, other.id)) for part, other in evaluators.items()},
             tombstones=tombstones.of_model(session, model.id),
+            fingerprint_keys=named_keys.names(session),
             shadows=_shadows(session, evaluation),
         )
 
@@ -281,10 +286,17 @@ def _shadow_messages(rows: _Rows, opened: _Opened, chosen: Selection) -> list[di
 
 def _membership(trained: Index, gone: set[str], indexes: dict[str, Index], chosen: Selection) -> dict[str, list[bool]]:
     """Of each sample of the forget and the test set, whether a shadow was trained on it, by keyed digests."""
-    known = {sample["fingerprint"] for sample in trained["samples"]} - gone
-    marks = {name: [sample["fingerprint"] for sample in index["samples"]] for name, index in indexes.items()}
-    forget = [marks["forget"][at] in known for at in chosen.forget or ()]
-    return {"knows_forget": forget, "knows_test": [mark in known for mark in marks.get("test", ())]}
+    still = (found for found in map(marks_of, trained["samples"]) if not found & gone)
+    known: set[str] = set().union(*still)
+    marks = {name: [marks_of(sample) for sample in index["samples"]] for name, index in indexes.items()}
+    forget = [bool(marks["forget"][at] & known) for at in chosen.forget or ()]
+    return {"knows_forget": forget, "knows_test": [bool(found & known) for found in marks.get("test", ())]}
+
+
+def _to_remember(indexes: dict[str, Index], chosen: Selection, keys: list[str]) -> set[str]:
+    """One mark of each sample that is forgotten: under the present fingerprint key, where the sample has one."""
+    samples = (sample for name in ("forget", "retain") if name in indexes for sample in indexes[name]["samples"])
+    return {newest(sample, keys) for sample in samples if marks_of(sample) & chosen.fingerprints}
 
 
 def _network_message(model: Model, checkpoint: Checkpoint) -> dict[str, Any]:

@@ -36,7 +36,7 @@ class Supervisor:
         self.settings, self.name, self.draining = settings, name, draining
         self.store = Store(settings.database)
         self.blobs = LocalBlobs(settings.blob_root)
-        self.keyring = Keyring(settings.key_root)
+        self.keyring = Keyring(settings.key_root, settings.master_key_file)
         self.scratch = private_scratch(settings.scratch)
         self.runner, self._ready = Runner(self.scratch), False
 

@@ -6,11 +6,12 @@ from fastapi import APIRouter, Depends
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
-from app import migration
+from app import keyring_status, migration
 from app.api.dependencies import Lethe, refuse_unknown_parameters
 from app.api.openapi import refusals
 from app.catalog_view import catalogue
 from app.errors import Unavailable
+from app.fingerprint_keys import Unusable
 
 router = APIRouter()
 
@@ -23,7 +24,7 @@ def healthz() -> dict[str, str]:
 
 @router.get("/readyz", tags=["health"], responses=refusals(503))
 def readyz(lethe: Lethe) -> dict[str, Any]:
-    """The database answers and has the newest schema; else 503."""
+    """The database answers and has the newest schema, and the keys that the service needs are there; else 503."""
     try:
         with lethe.store.read() as session:
             session.execute(text("SELECT 1"))
@@ -32,6 +33,8 @@ def readyz(lethe: Lethe) -> dict[str, Any]:
         raise Unavailable("The database") from None
     if present != migration.newest():
         raise Unavailable("The database's schema is old: run `lethe migrate`. It")
+    if broken := keyring_status.broken(lethe):
+        raise Unusable(broken)
     return {"status": "ready", "schema": present}
 
 

@@ -19,6 +19,7 @@ from app.api.edge import Edge
 from app.api.gate import Gate
 from app.deployment import Deployment
 from app.errors import StorageExhausted, Unavailable
+from app.privacy.sealing import KeyringUnusable
 from app.storage import StorageFull
 
 log = structlog.get_logger()
@@ -96,7 +97,9 @@ def _allowed(request: Request, one: str) -> str:
 
 
 def _of_storage(handler: Any, request: Request, error: OSError) -> Problem:
-    """A full disk, wherever it was met: blobs, keys or scratch."""
+    """A full disk, wherever it was met: blobs, keys or scratch; or a master key that is not there."""
+    if isinstance(error, KeyringUnusable):
+        return Unavailable("The keyring")
     full = isinstance(error, StorageFull) or error.errno in (errno.ENOSPC, errno.EDQUOT)
     return StorageExhausted() if full else Unexpected("")
 

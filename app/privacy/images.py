@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from app.errors import Refused
+from app.privacy.fingerprints import with_marks
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # no time in the archive: equal sets have equal bytes
@@ -135,19 +136,21 @@ def digest_of(pixels: Pixels) -> str:
     return digest.hexdigest()
 
 
-def index_of(decoded: DecodedSet, fingerprint: Callable[[str], str]) -> dict[str, Any]:
+def index_of(decoded: DecodedSet, marks: Callable[[str], list[str]]) -> dict[str, Any]:
     """What is known of each sample besides its pixels; samples keep their order, which is their position everywhere.
-    `fingerprint` makes a keyed digest of a plain one."""
+    `marks` makes keyed digests of a plain one, the newest key's first."""
     return {
         "labels": decoded.labels,
         "samples": [
-            {
-                "id": sample.sample_id,
-                "label": sample.label,
-                "file": f"{at:06d}.png",
-                "fingerprint": fingerprint(sample.digest),
-                **({} if sample.text is None else {"text": sample.text}),
-            }
+            with_marks(
+                {
+                    "id": sample.sample_id,
+                    "label": sample.label,
+                    "file": f"{at:06d}.png",
+                    **({} if sample.text is None else {"text": sample.text}),
+                },
+                marks(sample.digest),
+            )
             for at, sample in enumerate(decoded.samples)
         ],
     }

@@ -2,6 +2,7 @@
 
 A `Keyring` is a private folder outside the database and its backups: one master key, one wrapped key file per sealed
 object, and named keys with a lifetime of their own (`hmac`, `fingerprint`). Copies of ciphertext may stay anywhere.
+app/privacy/master_rotation.py wraps all of them under another master key.
 
 Sealed form: magic (8 bytes), salt (16), then chunks of 1 MiB under AES-256-GCM with a key derived from the object's key
 and the salt. Each chunk's nonce and associated data carry its number, whether it is the last, and the caller's context,
@@ -10,13 +11,12 @@ so a sealed form that was cut, reordered, spliced or moved to another context do
 
 import base64
 import binascii
-import hashlib
-import os
 import re
 import secrets
 import struct
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
@@ -27,12 +27,16 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.keywrap import InvalidUnwrap, aes_key_unwrap, aes_key_wrap
 
+from app.privacy import key_files
+from app.privacy.fingerprints import fingerprint
+from app.privacy.key_files import OTHERS, STRANGERS
+
 CHUNK = 1 << 20
 MAGIC = b"LETHE-S1"
 _TAG = 16
 _SALT = 16
 _KEY = 32
-_WRAPPED = _KEY + 8
+_NEXT = b"lethe next master key"
 _LAST = 1
 
 
@@ -40,30 +44,61 @@ class KeyGone(LookupError):
     """The key was destroyed, or never was: what it sealed cannot be read again."""
 
 
+class KeyringUnusable(OSError):
+    """The master key is missing, or is not the one that this folder's keys are wrapped under. Says the remedy."""
+
+
 class SealBroken(ValueError):
     """The sealed bytes were cut or changed, or belong to another key or context."""
 
 
-class Keyring:
-    """The key folder. Safe between processes; no key is cached, so a key destroyed by one is gone for all."""
+@dataclass(frozen=True)
+class Masters:
+    """`following` is the master key of a rotation that has begun: new keys are wrapped under it."""
 
-    def __init__(self, folder: Path) -> None:
+    present: bytes
+    following: bytes | None
+
+    @property
+    def newest(self) -> bytes:
+        return self.following or self.present
+
+
+class Keyring:
+    """The key folder. Safe between processes. Master keys are cached and read again when a key does not open under them,
+    so that a rotation needs no restart; no other key is cached, so a key destroyed by one process is gone for all."""
+
+    def __init__(self, folder: Path, master: Path | None = None) -> None:
+        """`master`: the master key's file where it lies elsewhere; else one is made here with the first key of all."""
+        self.folder, self.outside = folder, master is not None
+        self.master_file = master or folder / "master.key"
+        self.following_file = folder / "master.next"  # the next master key, wrapped under the present one
         self._data, self._named = folder / "data", folder / "named"
         for private in (folder, self._data, self._named):
             private.mkdir(mode=0o700, parents=True, exist_ok=True)
             if private.stat().st_mode & 0o077:
                 raise PermissionError(f"{private} can be opened by other users: chmod 700 it")
-        master = folder / "master.key"
-        if not master.exists():
-            _create_once(master, secrets.token_bytes(_KEY))
-        self._master = _read_private(master)
-        if len(self._master) != _KEY:
-            raise SealBroken(f"{master} is not a master key of {_KEY} bytes")
+        with self.lock():
+            if not self.outside and not self.master_file.exists() and not self.files():
+                key_files.create(self.master_file, secrets.token_bytes(_KEY))
+        self.check()
+
+    def check(self) -> None:
+        """KeyringUnusable when there is no master key, or another one than the folder's keys are wrapped under."""
+        with self.lock():
+            self._masters = self.read_masters()
+            probes = [path for path in self.files() if path.parent == self._named] or self.files()[:1]
+            opening = [path for path in probes if self._opens(path)]
+        if probes and not opening:
+            raise KeyringUnusable(
+                f"{self.master_file} is another master key than the one that the keys in {self.folder} are wrapped under: "
+                "put the right one back from its backup"
+            )
 
     def new_key(self, key_id: str) -> bytes:
         """A fresh 256-bit key for one object; FileExistsError when the id has one."""
         key = new_data_key()
-        self._create(key_id, key)
+        self._create(self._data_path(key_id), key)
         return key
 
     def keep(self, key_id: str, key: bytes) -> None:
@@ -73,19 +108,7 @@ class Keyring:
                 return
         self.destroy(key_id)
         with suppress(FileExistsError):  # another process was first: what this one sealed does not open
-            self._create(key_id, key)
-
-    def _create(self, key_id: str, key: bytes) -> None:
-        path = self._data_path(key_id)
-        wrapped = aes_key_wrap(self._wrapping_key(path), key)
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                _write_durably(file, wrapped)
-        except OSError:
-            path.unlink()
-            raise
-        _sync_folder(path.parent)
+            self._create(self._data_path(key_id), key)
 
     def key(self, key_id: str) -> bytes:
         return self._unwrapped(self._data_path(key_id))
@@ -95,21 +118,95 @@ class Keyring:
 
     def destroy(self, key_id: str) -> None:
         """Erase the key for ever. A key that is already gone is no error, so an interrupted purge can be repeated."""
-        _erase(self._data_path(key_id))
+        with self.lock():
+            key_files.erase(self._data_path(key_id))
 
-    def named_key(self, name: str) -> bytes:
+    def named_key(self, name: str, make: bool = True) -> bytes:
         """The key of a purpose, made at first use; a rotation is a new name (`fingerprint`, `fingerprint-2`)."""
         path = self._path(self._named, name)
-        if not path.exists():
-            _create_once(path, aes_key_wrap(self._wrapping_key(path), secrets.token_bytes(_KEY)))
+        if make and not path.exists():
+            with suppress(FileExistsError):  # the other's key is the key
+                self._create(path, new_data_key())
         return self._unwrapped(path)
 
+    def has_named(self, name: str) -> bool:
+        return self._path(self._named, name).exists()
+
     def destroy_named(self, name: str) -> None:
-        _erase(self._path(self._named, name))
+        with self.lock():
+            key_files.erase(self._path(self._named, name))
 
     def fingerprint(self, digest: str) -> str:
         """`fingerprint` under the key of that name."""
         return fingerprint(self.named_key("fingerprint"), digest)
+
+    def lock(self) -> AbstractContextManager[None]:
+        """Whoever changes anything in the folder holds it, for moments."""
+        return key_files.locked(self.folder / "lock")
+
+    def files(self) -> list[Path]:
+        """Every wrapped key."""
+        return sorted(path for part in (self._named, self._data) for path in part.glob("[!.]*.key"))
+
+    def counts(self) -> dict[str, int]:
+        """How many data and named keys open, and how many files hold none that does. A key whose erasure was interrupted
+        counts as gone."""
+        with self.lock():
+            self._masters = self.read_masters()
+            every = [path for path in self.files() if any(key_files.read(path))]
+            opening = [path for path in every if self._opens(path)]
+        named = sum(path.parent == self._named for path in opening)
+        return {"data": len(opening) - named, "named": named, "unreadable": len(every) - len(opening)}
+
+    def _opens(self, path: Path) -> bool:
+        """With the lock held."""
+        try:
+            self._opened(path)
+        except (KeyGone, InvalidUnwrap):
+            return False
+        return True
+
+    def read_masters(self) -> Masters:
+        """From their files. The lock is held, or what is read may be of two moments."""
+        try:
+            present = key_files.read(self.master_file, STRANGERS if self.outside else OTHERS)
+        except FileNotFoundError:
+            raise KeyringUnusable(_no_master(self)) from None
+        if len(present) != _KEY:
+            raise KeyringUnusable(f"{self.master_file} is not a master key of {_KEY} bytes: restore it from its backup")
+        try:
+            following = aes_key_unwrap(_derived(present, b"", _NEXT), key_files.read(self.following_file))
+        except (FileNotFoundError, InvalidUnwrap):  # no rotation, or one whose new master key is the present one by now
+            following = None
+        return Masters(present, following)
+
+    def follow(self, new: bytes) -> None:
+        """Begin a rotation: from now on `new` is the next master key. The lock is held."""
+        key_files.create(self.following_file, aes_key_wrap(_derived(self.read_masters().present, b"", _NEXT), new))
+
+    def rewrap(self, path: Path) -> bool:
+        """Wrap one key under the newest master key. False when it was, is gone, or does not open. Other bytes of that key
+        file are gone afterwards. Takes the lock."""
+        with self.lock():
+            self._masters = self.read_masters()
+            try:
+                return self._rewrap(path, self._masters)
+            except (FileNotFoundError, InvalidUnwrap):
+                return False
+
+    def _rewrap(self, path: Path, masters: Masters) -> bool:
+        wrapped = key_files.read(path)
+        with suppress(InvalidUnwrap):
+            aes_key_unwrap(_wrapping_key(masters.newest, path), wrapped)
+            return False
+        key = aes_key_unwrap(_wrapping_key(masters.present, path), wrapped)
+        key_files.replace(path, aes_key_wrap(_wrapping_key(masters.newest, path), key))
+        return True
+
+    def _create(self, path: Path, key: bytes) -> None:
+        with self.lock():
+            self._masters = self.read_masters()
+            key_files.create(path, aes_key_wrap(_wrapping_key(self._masters.newest, path), key))
 
     def _data_path(self, key_id: str) -> Path:
         return self._path(self._data, key_id)
@@ -119,28 +216,43 @@ class Keyring:
             raise ValueError("a key id is 1 to 128 letters, digits, _ and -")
         return folder / f"{key_id}.key"
 
-    def _wrapping_key(self, path: Path) -> bytes:
-        return _derived(self._master, b"", f"lethe wrap {path.parent.name}/{path.name}".encode())
-
     def _unwrapped(self, path: Path) -> bytes:
+        with suppress(InvalidUnwrap):
+            return self._opened(path)
+        with self.lock():  # a rotation may have passed over the file, or over the master key
+            self._masters = self.read_masters()
+            try:
+                return self._opened(path)
+            except InvalidUnwrap:
+                raise KeyGone("the key file does not open under this master key") from None
+
+    def _opened(self, path: Path) -> bytes:
+        masters = self._masters
         try:
-            wrapped = _read_private(path)
+            wrapped = key_files.read(path)
         except FileNotFoundError:
             raise KeyGone("the key was destroyed or never made") from None
-        try:
-            return aes_key_unwrap(self._wrapping_key(path), wrapped)
-        except InvalidUnwrap:
-            raise KeyGone("the key file does not open under this master key") from None
+        if masters.following is not None:
+            with suppress(InvalidUnwrap):
+                return aes_key_unwrap(_wrapping_key(masters.following, path), wrapped)
+        return aes_key_unwrap(_wrapping_key(masters.present, path), wrapped)
+
+
+def _wrapping_key(master: bytes, path: Path) -> bytes:
+    return _derived(master, b"", f"lethe wrap {path.parent.name}/{path.name}".encode())
+
+
+def _no_master(ring: Keyring) -> str:
+    if ring.outside:
+        return f"LETHE_MASTER_KEY_FILE names {ring.master_file}, which is not there: mount it, or make a key of {_KEY} bytes"
+    return (
+        f"{ring.master_file} is gone, and {len(ring.files())} keys are wrapped under it: put it back from its backup. Without "
+        f"one they are lost: move {ring.folder} away to begin anew"
+    )
 
 
 def new_data_key() -> bytes:
     return secrets.token_bytes(_KEY)
-
-
-def fingerprint(key: bytes, digest: str) -> str:
-    """Keyed digest (BLAKE2b, 256 bits, hex) of a digest of decoded pixels; without the key nobody can test a guess. The
-    process that decodes never has the key."""
-    return hashlib.blake2b(bytes.fromhex(digest), key=key, digest_size=32, person=b"lethe-digest").hexdigest()
 
 
 def seal(key: bytes, plaintext: bytes, context: bytes) -> bytes:
@@ -213,47 +325,3 @@ def _bound(context: bytes, number: int, last: int) -> bytes:
 
 def _derived(key: bytes, salt: bytes, purpose: bytes) -> bytes:
     return HKDF(algorithm=SHA256(), length=_KEY, salt=salt, info=purpose).derive(key)
-
-
-def _create_once(path: Path, content: bytes) -> None:
-    """Publish a complete file under `path` unless another process was first; nobody ever sees half a file."""
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            _write_durably(file, content)
-        with suppress(FileExistsError):  # the other's key is the key
-            os.link(draft, path)
-    finally:
-        draft.unlink()
-    _sync_folder(path.parent)
-
-
-def _erase(path: Path) -> None:
-    """Overwrite and unlink a key file with every draft of it that a killed process left linked to the same bytes."""
-    for file in (path, *path.parent.glob(f".{path.name}.*")):
-        with suppress(FileNotFoundError), open(os.open(file, os.O_WRONLY | os.O_NOFOLLOW), "wb") as opened:
-            _write_durably(opened, bytes(_WRAPPED))
-            file.unlink()
-    _sync_folder(path.parent)
-
-
-def _write_durably(file: BinaryIO, content: bytes) -> None:
-    file.write(content)
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _read_private(path: Path) -> bytes:
-    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
-        if os.fstat(file.fileno()).st_mode & 0o077:
-            raise PermissionError(f"{path} can be read by other users: chmod 600 it")
-        return file.read()
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -13,6 +13,7 @@ from typing import Any
 from app.catalog import FAMILIES
 from app.errors import Refused
 from app.privacy.concept import naming, words
+from app.privacy.fingerprints import marks_of
 from app.privacy.sealing import Keyring, unseal
 from app.records.dataset import Dataset
 from app.records.model import Model
@@ -25,7 +26,7 @@ Index = dict[str, Any]  # labels, and per sample id, label number, keyed digest 
 @dataclass(frozen=True)
 class Selection:
     """Positions in the forget source's and the retain set's index; None where no set is registered and the worker
-    generates one. `fingerprints`: keyed digests of the forgotten samples, and of those that the retain set has of the
+    generates one. `fingerprints`: all marks of the forgotten samples, and of those that the retain set has of the
     same label or concept, so that no later request trains on them either. `left_out`: how many samples of the retain
     set are not kept for no other reason than that an earlier request forgot them."""
 
@@ -120,16 +121,16 @@ def select(
     Sets may call a label by its name or by its number, so labels are compared as the job's numbers.
     """
     forget = None if source is None else forgotten(source, what, names)
-    fingerprints = {source["samples"][at]["fingerprint"] for at in forget or ()} if source else set()
+    fingerprints = {mark for at in forget or () for mark in marks_of(source["samples"][at])} if source else set()
     if retain is None:
         return Selection(forget, None, fingerprints)
     numbers, wanted = label_map(retain["labels"], names, "retain"), labels_whole(what, names)
     same = set(about(retain, what["named"])) if what.get("named") else set()
     same |= {at for at, sample in enumerate(retain["samples"]) if numbers[sample["label"]] in wanted}
-    marks = [sample["fingerprint"] for sample in retain["samples"]]
-    others = [at for at, mark in enumerate(marks) if mark not in fingerprints and at not in same]
-    kept = [at for at in others if marks[at] not in tombstones]
-    return Selection(forget, kept, fingerprints | {marks[at] for at in same}, len(others) - len(kept))
+    marks = [marks_of(sample) for sample in retain["samples"]]
+    others = [at for at, found in enumerate(marks) if not found & fingerprints and at not in same]
+    kept = [at for at in others if not marks[at] & tombstones]
+    return Selection(forget, kept, fingerprints.union(*(marks[at] for at in same)), len(others) - len(kept))
 
 
 def check(selection: Selection) -> None:

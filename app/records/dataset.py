@@ -3,7 +3,7 @@
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from app.records import history
@@ -83,6 +83,22 @@ def page(session: Session, *, owner: str | None, role: str | None, after: str | 
 def sealed(session: Session, ids: set[str]) -> set[str]:
     """Those of these sets that were uploaded to be forgotten."""
     return set(session.scalars(select(Dataset.id).where(Dataset.id.in_(ids), Dataset.role == Role.FORGET)))
+
+
+def registered(session: Session) -> list[str]:
+    """Ids of the sets that are kept in plain."""
+    return list(session.scalars(select(Dataset.id).where(Dataset.purged_at.is_(None), Dataset.role != Role.FORGET)))
+
+
+def sealed_before(session: Session, at: float) -> int:
+    """How many forget sets that are still there were uploaded before."""
+    old = (Dataset.role == Role.FORGET) & Dataset.purged_at.is_(None) & (Dataset.created_at < at)
+    return session.scalar(select(func.count()).select_from(Dataset).where(old)) or 0
+
+
+def sealed_ids(session: Session) -> list[str]:
+    """Of forget sets that are still there."""
+    return list(session.scalars(select(Dataset.id).where(Dataset.purged_at.is_(None), Dataset.role == Role.FORGET)))
 
 
 def adopt(session: Session, dataset: Dataset, request_id: str) -> bool:

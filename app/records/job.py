@@ -15,7 +15,7 @@ it ends: in one transaction under the lease's token, so a stale attempt queues n
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import ForeignKey, Index, select, text, update
+from sqlalchemy import ForeignKey, Index, func, select, text, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, Session, aliased, mapped_column
 
@@ -344,6 +344,12 @@ def with_leftovers(session: Session) -> list[str]:
     """Ended jobs whose resume state was not erased: their worker died just then."""
     ended = Job.status.in_([Status.SUCCEEDED, Status.FAILED, Status.CANCELLED])
     return list(session.scalars(select(Job.id).where(ended, Job.resume_blob.is_not(None)).limit(500)))
+
+
+def running_since_before(session: Session, at: float) -> int:
+    """How many jobs that unlearn were claimed before and still run."""
+    old = (Job.status == Status.RUNNING) & (Job.kind == Kind.UNLEARN) & (Job.started_at < at)
+    return session.scalar(select(func.count()).select_from(Job).where(old)) or 0
 
 
 def _finish(

@@ -137,6 +137,11 @@ def with_status(session: Session, ids: list[str], status: Status) -> list[str]:
     )
 
 
+def unended(session: Session) -> list[str]:
+    """Ids of requests that are worked on, or will be."""
+    return list(session.scalars(select(Request.id).where(Request.status.in_([Status.QUEUED, Status.RUNNING]))))
+
+
 def reopened(session: Session, model_id: str) -> list[str]:
     query = select(Request.id).where(Request.model_id == model_id, Request.status == Status.REOPENED)
     return list(session.scalars(query.order_by(Request.id)))

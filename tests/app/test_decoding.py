@@ -91,7 +91,7 @@ def opened(body: bytes) -> Iterator[io.BufferedRandom]:
 def read(decoders: Decoders, body: bytes) -> bytes:
     """The set as it would be kept."""
     with opened(body) as file, decoders.images(file, private=False) as arriving:
-        return b"".join(set_pieces(arriving.pictures(), lambda: index_of(arriving.decoded(), str)))
+        return b"".join(set_pieces(arriving.pictures(), lambda: index_of(arriving.decoded(), lambda digest: [digest])))
 
 
 def problem(decoders: Decoders, body: bytes) -> LetheError:

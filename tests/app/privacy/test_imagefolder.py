@@ -126,7 +126,7 @@ def test_captions_are_kept_with_their_images_in_one_line() -> None:
     )
     decoded = read(zipped({"metadata.jsonl": rows, **{f"cat/{at}.png": picture() for at in range(1, 7)}}))
     assert [sample.text for sample in decoded.samples] == ["a cat, asleep", "Käthe", "this", None, None, None]
-    entries = index_of(decoded, str)["samples"]
+    entries = index_of(decoded, lambda digest: [digest])["samples"]
     assert [entry.get("text") for entry in entries] == [sample.text for sample in decoded.samples]
     assert "text" not in entries[3] and entries[0]["text"] == "a cat, asleep"
     table = "file_name,label,text\na.png,cat,one\nb.png,cat,\n"

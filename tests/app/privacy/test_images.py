@@ -44,7 +44,7 @@ def refusal(content: bytes, limits: ImageLimits = ImageLimits()) -> Refused:
 
 def write_set(decoded: DecodedSet, pictures: list[np.ndarray]) -> bytes:
     pieces = ([encode(picture)[:40], encode(picture)[40:]] for picture in pictures)
-    return b"".join(set_pieces(pieces, lambda: index_of(decoded, lambda digest: f"keyed {digest}")))
+    return b"".join(set_pieces(pieces, lambda: index_of(decoded, lambda digest: [f"keyed {digest}"])))
 
 
 @pytest.mark.parametrize("pixels", [COLOUR, GREY])

@@ -1,0 +1,31 @@
+"""Keys that were destroyed and are there again, because an older copy of the key folder was restored: they go once more."""
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from app.deployment import Deployment
+from app.privacy.purge import ENDED
+from app.records import history
+from app.records.dataset import Dataset, Role
+from app.records.job import Job
+
+
+def destroy_returned(lethe: Deployment, actor: str) -> int:
+    """Of purged forget sets, and of resume states of jobs that ended. How many there were."""
+    present = {path.stem for path in lethe.keyring.files() if path.parent.name == "data"}
+    if not present:
+        return 0
+    with lethe.store.read() as session:
+        returned = present & _erased(session)
+    for key_id in returned:
+        lethe.keyring.destroy(key_id)
+    if returned:
+        with lethe.store.write() as session:
+            history.write(session, actor, "keyring.returned_destroyed", "keyring", details={"keys": len(returned)})
+    return len(returned)
+
+
+def _erased(session: Session) -> set[str]:
+    purged = select(Dataset.id).where(Dataset.role == Role.FORGET, Dataset.purged_at.is_not(None))
+    ended = select(Job.id).where(Job.status.in_(ENDED), Job.resume_blob.is_(None))
+    return {*session.scalars(purged), *session.scalars(ended)}
