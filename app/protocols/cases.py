@@ -8,7 +8,7 @@ from typing import Any
 
 from app.client import Lethe
 from app.errors import Refused
-from app.protocols.schema import Labels, Protocol, Samples, Split
+from app.protocols.schema import Concepts, Labels, Protocol, Samples, Split
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,13 @@ def cases(client: Lethe, protocol: Protocol, model: dict[str, Any], images: Path
 
 
 def _targets(
-    client: Lethe, forget: Labels | Samples | Split, model: dict[str, Any], images: Path | None, seed: int
+    client: Lethe, forget: Labels | Concepts | Samples | Split, model: dict[str, Any], images: Path | None, seed: int
 ) -> list[dict[str, Any]]:
     if isinstance(forget, Labels):
         chosen = _labels(client, forget, model, seed)
         return [{"settings": {}, "labels": [label], "forget": {"class_label": label}} for label in chosen]
+    if isinstance(forget, Concepts):
+        return [{"settings": {}, "labels": [each], "forget": {"concept": each}} for each in forget.concepts]
     if isinstance(forget, Samples):
         return _samples(client, forget, model, seed)
     assert images is not None
