@@ -126,9 +126,11 @@ def test_a_detector_comes_with_the_prompts_that_it_is_for(world: World, painter:
     kind = next(each for each in world.admin.get("/v1/catalog").json()["families"] if each["name"] == PAINTER)
     assert kind["evaluation"]["prompts"]["kind"] == "prompts"
     path = "/v1/models/detected"
-    gone = world.admin.patch(path, json={"evaluation": {"prompts": []}}, headers=ALL)
-    refused(gone, 422, "prompts-missing", "evaluation.prompts")
-    unknown = world.admin.patch(path, json={"evaluation": {"detector_labels": ["9"]}}, headers=ALL)
-    refused(unknown, 422, "evaluator-mismatch", "evaluators.detector")
-    kept = world.admin.patch(path, json={"evaluation": {"detector_threshold": 0.8}}, headers=ALL).json()
-    assert kept["evaluation"]["prompts"] == evaluation["prompts"]
+
+    def change(**evaluation: Any) -> Any:
+        return world.admin.patch(path, json={"evaluation": evaluation}, headers=ALL)
+
+    refused(change(detector_labels=["2"]), 422, "prompts-missing", "evaluation.prompts")
+    refused(change(**DETECTS | {"detector_labels": ["9"]}), 422, "evaluator-mismatch", "evaluators.detector")
+    kept = change(**DETECTS, detector_threshold=0.8).json()
+    assert kept["evaluation"]["prompts"] == evaluation["prompts"] and kept["evaluation"]["detector_threshold"] == 0.8
