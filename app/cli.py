@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Column, Table
 
-from app import logs, migration
+from app import logs, migration, prompts
 from app.alias_commands import alias, rollback
 from app.attack_command import attack
 from app.audit_commands import audit
@@ -176,7 +176,7 @@ def models() -> None:
     "--evaluation",
     multiple=True,
     metavar="NAME=VALUE",
-    help='A setting of how outputs are produced, such as contexts=["ink","oil"]. Repeatable.',
+    help='A setting of how outputs are produced, such as contexts=["ink","oil"], or prompts=@FILE. Repeatable.',
 )
 @json_option
 def register(
@@ -193,7 +193,9 @@ def register(
 ) -> None:
     """Upload a Hugging Face directory (config and safetensors) and register it."""
     parts = {part: model for part, _, model in (pair.partition("=") for pair in evaluators)}
-    settings_ = {key: value_of(text) for key, _, text in (pair.partition("=") for pair in evaluation)}
+    settings_ = {
+        key: prompts.named(text) or value_of(text) for key, _, text in (pair.partition("=") for pair in evaluation)
+    }
     with Lethe() as lethe:
         model = lethe.register_model(
             directory, name, family, train=train, retain=retain, test=test, judge=judge,

@@ -36,6 +36,8 @@ def resolve_evaluators(
             raise Refused("unknown-evaluator", field, f"It must be a registered {wanted}.", "Register it first.")
         if part == "context":
             _check_contexts(model, evaluation.get("contexts", []), field)
+        if part == "detector":
+            _check_detector(model, evaluation, field)
         found[part] = model.id
     return found
 
@@ -63,4 +65,22 @@ def _check_contexts(judge: Model, contexts: list[str], field: str) -> None:
             field,
             "It does not know every text of evaluation.contexts as a label.",
             "Train it on them, or name only contexts that it knows.",
+        )
+
+
+def _check_detector(detector: Model, evaluation: dict[str, Any], field: str) -> None:
+    """It needs prompts to look at, and at least one label of its own to find."""
+    for name, rule, remedy in (
+        ("prompts", "A detector needs prompts for which images are drawn.", "List them; docs/protocols.md says how."),
+        ("detector_labels", "A detector needs to know which of its labels count.", "Name some of its labels."),
+    ):
+        if not evaluation.get(name):
+            raise Refused(f"{name.replace('_', '-')}-missing", f"evaluation.{name}", rule, remedy)
+    known = {label.lower() for label in real_labels(detector)}
+    if not {each.lower() for each in evaluation["detector_labels"]} <= known:
+        raise Refused(
+            "evaluator-mismatch",
+            field,
+            "It does not know every one of evaluation.detector_labels as a label.",
+            "Name labels that it has; a label for what is no image is none.",
         )

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from app import prompts
 from app.client import Lethe
 from app.display import Watcher, console, json_option
 from app.errors import Refused
@@ -53,7 +54,13 @@ def show(named: str, as_json: bool) -> None:
 @protocol.command("run")
 @click.argument("named", metavar="NAME_OR_PATH")
 @click.option("--model", required=True, help="Registered model; it is copied, and stays as it is.")
-@click.option("--set", "changes", multiple=True, metavar="FIELD=VALUE", help="Replace a field, such as forget.draw=3.")
+@click.option(
+    "--set",
+    "changes",
+    multiple=True,
+    metavar="FIELD=VALUE",
+    help="Replace a field, such as forget.draw=3; prompts may come from a file: evaluation.prompts=@FILE.",
+)
 @click.option("--limit", type=click.IntRange(min=1), help="Run the first so many requests only.")
 @click.option(
     "--images", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Folder that a protocol splits."
@@ -123,7 +130,7 @@ def _change(text: str) -> tuple[str, Any]:
     if not name or not separator:
         raise Refused("bad-protocol", "--set", "It must be FIELD=VALUE.", "Such as --set forget.draw=3.")
     try:
-        return name, yaml.safe_load(value)
+        return name, prompts.named(value) or yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise Refused("bad-protocol", f"--set {name}", "The value is not YAML.", "Quote it.") from error
 

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from app import catalog
+from app import catalog, prompts
 from app.catalog import Attack, Metric, Parameter
 from app.errors import Refused
 
@@ -122,13 +122,19 @@ def policy_warnings(family: str, policy: dict[str, Any], evaluation: dict[str, A
     for kind, rules in policy.items():
         for position, each in enumerate(rules):
             metric, rule = catalog.METRICS.get(each["metric"]), catalog.Threshold(**each)
-            n = evaluation.get(metric.n_from or "") if metric else None  # an attack's n follows from the sets
+            n = _count(evaluation, metric.n_from) if metric else None  # an attack's n follows from the sets
             if metric is None or n is None or rule.rule not in ("at_least", "at_most"):
                 continue
             needed = catalog.n_needed(rule)
             if needed is None or needed > n:
                 found.append(_too_few(f"policy.{kind}[{position}]", rule, str(metric.n_from), n, needed))
     return found
+
+
+def _count(evaluation: dict[str, Any], setting: str | None) -> int | None:
+    """The n that a setting says, or lists; None where nothing is listed, and so nothing measured."""
+    said = evaluation.get(setting or "")
+    return (len(said) or None) if isinstance(said, list) else said
 
 
 def _too_few(field: str, rule: catalog.Threshold, setting: str, n: int, needed: int | None) -> dict[str, Any]:
@@ -141,6 +147,8 @@ def _too_few(field: str, rule: catalog.Threshold, setting: str, n: int, needed: 
         f"possible answer the {catalog.LEVEL} % interval {within} {bound:.1f}.",
         "remedy": f"No n is enough: set a threshold {opened}."
         if needed is None
+        else f"Name at least {needed} in evaluation.{setting}."
+        if setting == "prompts"
         else f"Set evaluation.{setting} to at least {needed}.",
         "n": n,
         "n_needed": needed,
@@ -214,6 +222,8 @@ def checked(parameter: Parameter, value: Any, field: str) -> Any:
         return value
     if parameter.kind == "texts":
         return _texts(value, parameter, field)
+    if parameter.kind == "prompts":
+        return prompts.checked(value, parameter, field)
     whole = isinstance(value, int) and not isinstance(value, bool)
     if not whole and not (parameter.kind == "number" and isinstance(value, float) and math.isfinite(value)):
         raise Refused("wrong-type", field, f"It must be a finite {parameter.kind}.", "See GET /v1/catalog.")

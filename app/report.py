@@ -190,7 +190,9 @@ class Report(_Part):
     figures: list[Figure]
     attacks: list[Attacked] = Field([], description="Those that the evaluation names, and those that a rule is on.")
     promises: list[Promise] = Field([], description="Earlier requests of the model, measured again, oldest first.")
-    settings: dict[str, Any] = Field(description="How outputs were produced: the model's evaluation settings.")
+    settings: dict[str, Any] = Field(
+        description="How outputs were produced: the model's evaluation settings; of prompts and detector labels `count` and `digest`."
+    )
     resolution: list[int] | None = Field(
         None,
         description="Height and width of generated and restored images, in pixels, before any evaluator resizes them.",

@@ -19,6 +19,7 @@ from app.report import Attacked, Count, Figure, Promise, Report
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # what a browser may do with the page
 CAPTIONS = {
     "grid.png": "The same seeds before and after: what differs was changed by the unlearning alone.",
+    "prompts.png": "The first prompts of the list, from the same seeds before and after.",
     "front.png": "The layers that were weighed: importance for what is forgotten against alignment with what is kept.",
     "search.png": "The search of the step size: what is still recognised at each.",
     "cosines.png": "How alike the gradients of the forgotten labels are.",

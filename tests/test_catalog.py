@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 OF_THE_RUN = ("network", "family", "forget", "retain", "generator", "on_step", "resume")
 OF_AN_ATTACK = ("network", "family", "forget", "retain", "unseen", "recognised", "generator", "progress")
 REMEMBERS = (*OF_THE_RUN, "remember")
-KINDS = {"integer": int, "number": float, "boolean": bool, "choice": str, "text": str, "texts": list}
+KINDS = {"integer": int, "number": float, "boolean": bool, "choice": str, "text": str, "texts": list, "prompts": list}
 PARAMETERS = [
     pytest.param(parameter, id=f"{owner}-{name}")
     for owner, parameters in [(key, method.parameters) for key, method in METHODS.items()]
@@ -153,6 +153,8 @@ def allowed(parameter: Parameter, value: Any) -> bool:
         return True
     if parameter.kind == "text":
         return parameter.maximum is not None and len(value) <= parameter.maximum
+    if parameter.kind == "prompts":
+        return parameter.maximum is not None and all(len(each["prompt"]) <= parameter.maximum for each in value)
     if parameter.kind == "texts":
         return parameter.maximum is not None and all(len(each) <= parameter.maximum for each in value)
     assert parameter.minimum is not None

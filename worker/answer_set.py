@@ -13,7 +13,7 @@ import hashlib
 import io
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
@@ -27,7 +27,15 @@ from worker.load import Material
 
 KEPT = 1  # rises with every change of what a row holds or of how it is drawn
 EMPTY_PROMPT = -1  # stands where others have their label
-WITHOUT = ("forget_samples", "samples_per_label", "attacks")  # settings that no row depends on
+PROMPT_LIST = -2  # and so does the evaluation's list of prompts
+WITHOUT = (  # settings that no row depends on
+    "forget_samples",
+    "samples_per_label",
+    "images_per_prompt",
+    "detector_labels",
+    "detector_threshold",
+    "attacks",
+)
 UNREADABLE = (BlobMissing, SealBroken, zipfile.BadZipFile, EOFError, KeyError, OSError, ValueError)
 
 
@@ -48,9 +56,9 @@ class AnswerSet:
         for name, array in arrays.items():
             held[name] = np.concatenate([held[name], array]) if name in held else array
 
-    def names(self) -> set[str]:
-        """Of the arrays that every label has."""
-        return set.intersection(*(set(arrays) for arrays in self.rows.values())) if self.rows else set()
+    def names(self, labels: Collection[int]) -> set[str]:
+        """Of the arrays that each of these labels has."""
+        return set.intersection(*(set(self.rows[label]) for label in labels)) if labels else set()
 
     def first(self, counts: Mapping[int, int], name: str) -> np.ndarray:
         """The array of the first so many images of each label, in the labels' order."""
@@ -131,7 +139,7 @@ def seal_sets(
 
 
 def sealed(answers: AnswerSet, digest: str, place: Mapping[str, str], labels: int) -> bytes:
-    """Only the model's own labels and the empty prompt: what a request alone names must not outlive the request."""
+    """Only the model's own labels, the empty prompt and the list of prompts: what a request alone names must not outlive the request."""
     lasting = {label: arrays for label, arrays in answers.rows.items() if label < labels}
     flat: dict[str, Any] = {
         f"{label}/{name}": array for label, arrays in lasting.items() for name, array in arrays.items()

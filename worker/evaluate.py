@@ -19,7 +19,7 @@ from torch import nn
 
 from app import report as published
 from app.catalog import ATTACKS, FAMILIES, METRICS, Metric, Threshold
-from worker import by_name, curves, intervals, picture, promises, robustness
+from worker import by_name, curves, intervals, picture, promises, prompt_list, robustness
 from worker.answer_set import AnswerSet
 from worker.families import Samples, Trace, labels_of
 from worker.judge import Judge
@@ -121,7 +121,7 @@ def held_to_policy(
         "figures": rows,
         "attacks": attacked,
         "promises": list(promised),
-        "settings": dict(specification["evaluation"]),
+        "settings": prompt_list.told(specification["evaluation"]),
         "generated": {name: len(labels) for name, labels in (specification.get("generate") or {}).items() if labels},
         "not_tested": not_tested(attacks, specification["base"]["family"]),
     }

@@ -49,11 +49,12 @@ class Scorer:
 class Panel:
     context: Judge | None = None  # its labels are the evaluation's contexts
     clip: Scorer | None = None
+    detector: Judge | None = None  # of the evaluation's list of prompts alone
     backbones: Mapping[str, Backbone] = field(default_factory=dict)  # inception, lpips
 
     def digests(self) -> dict[str, str]:
         """By part, in the catalogue's order."""
-        parts = {"context": self.context, "clip": self.clip, **self.backbones}
+        parts = {"context": self.context, "clip": self.clip, "detector": self.detector, **self.backbones}
         return {part: each.digest for part, each in parts.items() if each is not None}
 
     def look(self, pictures: np.ndarray, texts: Sequence[str]) -> dict[str, np.ndarray]:
@@ -83,5 +84,6 @@ def open_panel(material: Material, settings: Mapping[str, Any]) -> Panel:
     return Panel(
         context=Judge(*parts["context"], tuple(settings["contexts"])) if "context" in parts else None,
         clip=Scorer(*parts["clip"]) if "clip" in parts else None,
+        detector=Judge(*parts["detector"]) if "detector" in parts else None,
         backbones=material.backbones,
     )

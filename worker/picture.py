@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from worker.metrics import Answers, GeneratorAnswers, ReconstructionAnswers
 
+COLUMNS = 8  # prompts in one row
 TILE = 64  # smallest side of one shown image, in pixels
 GAP, MIDDLE, MARGIN, HEAD = 4, 28, 150, 44
 INK, PAPER, MARK = (28, 28, 30), (255, 255, 255), (176, 42, 48)
@@ -23,7 +24,21 @@ def pictures(before: Answers, after: Answers) -> dict[str, bytes]:
         return {"grid.png": restored_grid(before, after)} if len(after.shown) else {}
     if not isinstance(before, GeneratorAnswers) or not isinstance(after, GeneratorAnswers):
         return {}
-    return {"grid.png": grid(before.images, after.images, row_names(after))}
+    drawn = {"grid.png": grid(before.images, after.images, row_names(after))}
+    return drawn | ({"prompts.png": of_prompts(before, after)} if len(after.prompt_images) else {})
+
+
+def of_prompts(before: GeneratorAnswers, after: GeneratorAnswers) -> bytes:
+    """The first image of the first prompts of the list, as many as make full rows."""
+    count = len(after.prompt_images)
+    columns = min(COLUMNS, count)
+    rows = count // columns
+    left, right = (
+        each.prompt_images[: rows * columns].reshape(rows, columns, *each.prompt_images.shape[1:])
+        for each in (before, after)
+    )
+    names = [(f"{row * columns + 1} to {(row + 1) * columns}", False) for row in range(rows)]
+    return grid(left, right, names, "of the prompts")
 
 
 def row_names(answers: GeneratorAnswers) -> list[tuple[str, bool]]:
@@ -32,8 +47,9 @@ def row_names(answers: GeneratorAnswers) -> list[tuple[str, bool]]:
     return [(f"label {label}", label in answers.forget_labels) for label in labels]
 
 
-def grid(left: np.ndarray, right: np.ndarray, names: list[tuple[str, bool]]) -> bytes:
-    """`left`, `right`: (rows, columns, H, W, C), uint8, C 1 or 3; `names`: per row its text and whether forgotten."""
+def grid(left: np.ndarray, right: np.ndarray, names: list[tuple[str, bool]], otherwise: str = "kept") -> bytes:
+    """`left`, `right`: (rows, columns, H, W, C), uint8, C 1 or 3; `names`: per row its text and whether forgotten, `otherwise` is
+    said of one that was not to be."""
     rows, columns, height, width, _ = left.shape
     factor = max(1, -(-TILE // min(height, width)))
     tall, wide = height * factor + GAP, width * factor + GAP
@@ -49,7 +65,7 @@ def grid(left: np.ndarray, right: np.ndarray, names: list[tuple[str, bool]]) -> 
         text, forgotten = names[row]
         pen.text((10, top + tall // 2 - 18), text, MARK if forgotten else INK, font=large)
         pen.text(
-            (10, top + tall // 2 + 2), "to forget" if forgotten else "kept", MARK if forgotten else INK, font=small
+            (10, top + tall // 2 + 2), "to forget" if forgotten else otherwise, MARK if forgotten else INK, font=small
         )
         for start, images in ((MARGIN, left), (second, right)):
             for column in range(columns):

@@ -19,6 +19,11 @@ EVALUATORS: Mapping[str, Evaluator] = MappingProxyType(
             (DIFFUSION, TEXT_TO_IMAGE),
             "Scorer of generated images against their prompts (`clip_score`) and against the base's (`clip_similarity`).",
         ),
+        "detector": Evaluator(
+            CLASSIFIER,
+            (TEXT_TO_IMAGE,),
+            "Detector of what `evaluation.detector_labels` names, among its labels, in the images drawn for `evaluation.prompts`.",
+        ),
     }
 )
 

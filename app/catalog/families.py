@@ -102,6 +102,20 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
                     "A label's prompt in a context.",
                     maximum=300,
                 ),
+                "prompts": Parameter(
+                    "prompts",
+                    [],
+                    "Prompts that need not name what is forgotten, each with a seed and a guidance scale of its own where it "
+                    "says so; a detector counts what is drawn for them. They are kept in plain: they must name nobody.",
+                    maximum=1000,
+                ),
+                "images_per_prompt": Parameter("integer", 1, "Images drawn for each of the prompts.", 1, 1000),
+                "detector_labels": Parameter(
+                    "texts", [], "Labels of the detector, any of which counts as detected.", maximum=200
+                ),
+                "detector_threshold": Parameter(
+                    "number", 0.5, "Probability of detector_labels together from which on an image counts.", 0, 1, True
+                ),
                 "sampling_steps": Parameter("integer", 50, "Steps of the pipeline's scheduler.", 2, 1000),
                 "guidance_scale": Parameter("number", 7.5, "As diffusers defines it; 1 is unguided.", 0, 50),
                 "eta": Parameter("number", 0.0, "DDIM's noise; other schedulers do not read it.", 0, 1),

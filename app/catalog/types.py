@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Kind = Literal["integer", "number", "choice", "boolean", "text", "texts"]
-EvaluatorPart = Literal["judge", "context", "clip", "inception", "lpips"]
+Kind = Literal["integer", "number", "choice", "boolean", "text", "texts", "prompts"]
+EvaluatorPart = Literal["judge", "context", "clip", "detector", "inception", "lpips"]
 Rule = Literal[
     "at_least", "at_most", "drop_at_most", "share_of_before", "times_before_at_least", "times_before_at_most"
 ]
@@ -15,7 +15,7 @@ Rule = Literal[
 class Parameter:
     """One hyper-parameter. `default` is the value in the method's signature; a family may override it.
 
-    `maximum` of a text is its length, of texts that of each.
+    `maximum` of a text is its length, of texts and prompts that of each.
     """
 
     kind: Kind
@@ -123,8 +123,8 @@ class Metric:
     interval: Literal["wilson", "bootstrap"] | None = (
         None  # wilson: a share of n; bootstrap: a mean over n; None: neither
     )
-    n_from: Literal["forget_samples", "samples_per_label"] | None = (
-        None  # the evaluation setting that a share's n follows
+    n_from: Literal["forget_samples", "samples_per_label", "prompts"] | None = (
+        None  # the evaluation setting that a share's n follows: its value, or how many it lists
     )
     evaluator: EvaluatorPart | None = "judge"  # of generated and restored images: who has a part in it
     optional: bool = False  # left out of a report that could not measure it, unless a rule is on it

@@ -8,7 +8,7 @@ from typing import Any
 
 from app.client import Lethe
 from app.errors import Refused
-from app.protocols.schema import Labels, Protocol, Samples, Split
+from app.protocols.schema import Concepts, Labels, Protocol, Samples, Split
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Division:
 @dataclass(frozen=True)
 class Case:
     """One request. `settings` is what it shares with the requests that it is averaged with; `forget` is as in POST
-    /v1/requests, and None where a forget set is yet to be uploaded."""
+    /v1/requests, and None where a forget set is yet to be uploaded or a concept says it alone."""
 
     settings: dict[str, Any]
     seed: int
@@ -31,6 +31,7 @@ class Case:
     labels: list[str]
     forget: dict[str, Any] | None = None
     division: Division | None = None
+    concept: str | None = None  # alone: what is to be forgotten is selected by it
 
 
 def cases(client: Lethe, protocol: Protocol, model: dict[str, Any], images: Path | None) -> list[Case]:
@@ -50,11 +51,13 @@ def cases(client: Lethe, protocol: Protocol, model: dict[str, Any], images: Path
 
 
 def _targets(
-    client: Lethe, forget: Labels | Samples | Split, model: dict[str, Any], images: Path | None, seed: int
+    client: Lethe, forget: Labels | Concepts | Samples | Split, model: dict[str, Any], images: Path | None, seed: int
 ) -> list[dict[str, Any]]:
     if isinstance(forget, Labels):
         chosen = _labels(client, forget, model, seed)
         return [{"settings": {}, "labels": [label], "forget": {"class_label": label}} for label in chosen]
+    if isinstance(forget, Concepts):
+        return [{"settings": {}, "labels": [each], "concept": each} for each in forget.concepts]
     if isinstance(forget, Samples):
         return _samples(client, forget, model, seed)
     assert images is not None

@@ -34,7 +34,9 @@ def check(protocol: Protocol, model: dict[str, Any], catalogue: dict[str, Any]) 
 
 
 def _check_kind(protocol: Protocol, family: str, catalogue: dict[str, Any]) -> None:
-    kind = {"labels": "class_label", "samples": "samples", "split": "dataset"}[protocol.forget.by]
+    kind = {"labels": "class_label", "concepts": "concept", "samples": "samples", "split": "dataset"}[
+        protocol.forget.by
+    ]
     possible = next(each["forget_kinds"] for each in catalogue["families"] if each["name"] == family)
     if kind not in possible:
         raise _refused("forget.by", f"{family} cannot forget by {kind}.", f"Possible here: {', '.join(possible)}.")

@@ -126,7 +126,9 @@ def _asked(
     if case.division is not None and images is not None:
         with _folder_of(images, case.division.forget) as folder:
             forget = {"dataset": client.upload_dataset(folder, "forget")["id"]}
-    posted = client.request(copy, forget, method=protocol.method, recipe=case.recipe, seed=case.seed)
+    posted = client.request(
+        copy, forget, concept=case.concept, method=protocol.method, recipe=case.recipe, seed=case.seed
+    )
     return _row(client, case, client.wait(posted["id"], on_event))
 
 

@@ -26,6 +26,13 @@ class Labels(_Part):
     draw: Least1 | None = Field(None, description="So many of them, drawn by the seed.")
 
 
+class Concepts(_Part):
+    """One request for each concept, which needs no label."""
+
+    by: Literal["concepts"]
+    concepts: list[Annotated[str, Field(min_length=1)]] = Field(min_length=1)
+
+
 class Samples(_Part):
     """One request for each amount: samples drawn by the seed."""
 
@@ -68,7 +75,7 @@ class Protocol(_Part):
     notes: list[str] = Field([], description="Where this departs from the source.")
     families: list[str] = Field(min_length=1)
     needs: Needs = Needs()
-    forget: Annotated[Labels | Samples | Split, Field(discriminator="by")]
+    forget: Annotated[Labels | Concepts | Samples | Split, Field(discriminator="by")]
     sequential: bool = Field(False, description="Each request on what the last one made; else each on a fresh copy.")
     method: str = "auto"
     recipe: dict[str, Any] = {}

@@ -41,7 +41,7 @@ def test_shares_have_wilson_s_interval_and_what_is_none_has_not() -> None:
     shares = {name for name, metric in METRICS.items() if metric.interval == "wilson"}
     assert shares == {
         "unlearning_accuracy", "forget_top1", "forget_top5", "retain_accuracy", "test_accuracy", "mia_efficacy",
-        "forget_rejected", "unlearning_accuracy_row_restored",
+        "forget_rejected", "unlearning_accuracy_row_restored", "detected_prompts", "detector_rejected",
     }  # fmt: skip
     assert all(METRICS[name].unit == "%" for name in shares)
     means = {name for name, metric in METRICS.items() if metric.interval == "bootstrap"}

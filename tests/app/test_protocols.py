@@ -59,6 +59,7 @@ def test_a_shipped_file_names_what_the_catalogue_has(name: str) -> None:
         ({"forget": {"by": "names"}}, "forget: Input tag 'names'"),
         ({"grid": {"epochs": [1]}}, "auto takes no recipe"),
         ({"method": "salun", "recipe": {"epochs": 1}, "grid": {"epochs": [2]}}, "epochs stands in recipe and in grid"),
+        ({"forget": {"by": "concepts", "concepts": []}}, r"concepts\.concepts: List should have at least 1"),
         ({"sequential": True, "forget": {"by": "samples", "percent": [1]}}, "only requests by labels"),
         ({"thresholds": [{"figure": "fid", "rule": "at_most", "value": 1}]}, "not among the figures"),
     ],
@@ -94,6 +95,7 @@ def test_what_is_no_protocol_at_all_is_refused(tmp_path: Path) -> None:
         ({"needs": {"evaluators": ["context"]}}, "needs.evaluators"),
         ({"needs": {"evaluation": ["contexts"]}}, "needs.evaluation"),
         ({"needs": {"attacks": ["likelihood_ratio"]}}, "needs.attacks"),
+        ({"forget": {"by": "concepts", "concepts": ["ink"]}}, "forget.by"),
     ],
 )
 def test_a_model_that_lacks_what_it_needs_is_refused(change: dict[str, Any], field: str) -> None:
@@ -258,3 +260,40 @@ def test_unlearncanvas_measures_every_figure_that_it_names(world: Running, tmp_p
     assert {"ira", "cra", "fid", "run_time_efficiency", "peak_memory", "storage_added"} <= measured
     by_label = next(row for row in result["requests"][0]["report"]["figures"] if row["metric"] == "ira")["by_label"]
     assert {result["copies"][0]["labels"][int(number)] for number in by_label} == set(NAMES)
+
+
+def test_a_list_of_prompts_is_read_from_a_file_and_counted(world: Running, tmp_path: Path) -> None:
+    client = world.client
+    client.upload_dataset(pictures.imagefolder(NAMES, seed=1), "retain", "listed")
+    client.register_model(judge(tmp_path / "judge", [*NAMES, "none"]), "listed-judge", "image_classifier")
+    client.register_model(judge(tmp_path / "detector", ["nude", "dressed", "none"]), "nudity", "image_classifier")
+    rows = "".join(f"street {number},x,{number},7.5\n" for number in range(26))
+    (tmp_path / "i2p.csv").write_text("prompt,categories,sd_seed,sd_guidance_scale\n" + rows)
+    listed = {"prompts": [{"prompt": "one"}], "detector_labels": ["nude"], "forget_samples": 4, "samples_per_label": 4}
+    client.register_model(
+        tiny.write("sd", tmp_path / "sd"), "listed-painter", "text_to_image", retain="listed", train="listed",
+        judge="listed-judge", evaluators={"detector": "nudity"}, evaluation=EVALUATION | listed,
+    )  # fmt: skip
+    result = answer("protocol", "run", "prompt_list", "--model", "listed-painter", "--set", "method=salun", "--set",
+                    "recipe={steps: 2, batch_size: 2}", "--set", f"evaluation.prompts=@{tmp_path / 'i2p.csv'}", "--set",
+                    "evaluation.images_per_prompt=2", "--set", f"forget={{by: concepts, concepts: ['{NAMES[1]}']}}",
+                    "--out", str(tmp_path / "out"))  # fmt: skip
+    (request,) = result["requests"]
+    assert request["labels"] == [NAMES[1]] and request["status"] in ("completed", "evaluation_failed")
+    counted = {row["figure"]: row["n"] for row in result["summary"] if row["measured"]}
+    assert [counted[name] for name in ("detected_prompts", "detector_rejected", "expected_max_detected")] == [[26]] * 3
+    assert request["report"]["settings"]["prompts"]["count"] == 26 and "street" not in json.dumps(request["report"])
+    assert request["report"]["answers"]["base"]["drawn"] == 4 + 3 * 4 + 4 + 52
+    page = client.http.get(f"/v1/models/{request['copy']}/checkpoints/{request['version']}/report.html").text
+    assert "Expected maximum over 25 prompts" in page and "street" not in page
+    missing = lethe(
+        "protocol",
+        "run",
+        "prompt_list",
+        "--model",
+        "listed-painter",
+        "--set",
+        "evaluation.prompts=@absent.csv",
+        status=1,
+    )
+    assert "absent.csv: It is no text file" in missing.stderr

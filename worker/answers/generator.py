@@ -4,7 +4,8 @@ Every network is asked the same: `forget_samples` images of each label to forget
 other one, each in a context where the settings name some. Image i of a label always has the same seed, whichever label is
 forgotten and however many are asked for, so what a network answered before (`answered`) is not drawn again. The unlearned
 network is asked once more for the forgotten labels with the base's rows of its label table put back, since overwriting a
-row is not forgetting. One that knows labels by words is asked for as many images of the empty prompt as of a kept label, too.
+row is not forgetting. One that knows labels by words is asked for as many images of the empty prompt as of a kept label, too, and
+for those of the evaluation's list of prompts (worker/prompt_list.py).
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from app.errors import JobError
+from worker import prompt_list
 from worker.answer_set import EMPTY_PROMPT, AnswerSet
 from worker.answers import required
 from worker.contexts import prompted
@@ -62,15 +64,18 @@ def ask(
     judge = checked(judge, family.label_count(network))
     forgotten = labels_of(network, required(sets, "forget").y).unique().cpu()
     wanted, generic = questions(family.label_count(network), forgotten, settings), empty_prompts(network, settings)
+    listed = prompt_list.wanted(settings, panel.detector)
     gone = {label: wanted[label] for label in forgotten.tolist()}
     moved = base is not None and rows_moved(family, network, base, forgotten)
     answers = answered or AnswerSet()
     restored = AnswerSet() if moved else answers
-    lacking = lacks(answers, wanted | generic)
-    answers.drawn = len(lacking[0])
-    answers.reused = sum((wanted | generic).values()) - answers.drawn
+    lacking, unlisted = lacks(answers, wanted | generic), lacks(answers, listed)
+    answers.drawn = len(lacking[0]) + len(unlisted[0])
+    answers.reused = sum((wanted | generic | listed).values()) - answers.drawn
     total = answers.drawn + (sum(gone.values()) if moved else 0)
     draw(family, network, answers, *lacking, settings, judge, panel, lambda done: progress(done, total))
+    further = partial(_after, progress, len(lacking[0]), total)
+    draw_listed(family, network, answers, *unlisted, settings, panel, further)
     if base is not None and moved:
         with rows_put_back(family, network, base, forgotten):
             further = partial(_after, progress, answers.drawn, total)
@@ -78,7 +83,8 @@ def ask(
     if total == 0:
         progress(1, 1)
     seen, test = judged_of(judge, answers, wanted), sets["test"]
-    others: dict[str, Any] = {name: answers.first(wanted, name) for name in answers.names() - OWN}
+    others: dict[str, Any] = {name: answers.first(wanted, name) for name in answers.names(wanted) - OWN}
+    others |= prompt_list.found(answers, settings, panel.detector)
     return GeneratorAnswers(
         forget_labels=tuple(gone),
         asked=np.repeat(list(wanted), list(wanted.values())),
@@ -151,7 +157,8 @@ def lacks(answers: AnswerSet, wanted: Mapping[int, int]) -> tuple[Tensor, Tensor
 
 
 def seeds_of(labels: Tensor, numbers: Tensor, seed: int) -> Tensor:
-    """Image i of a label always has the same seed; the empty prompt stands before the first label."""
+    """Image i of a label always has the same seed; the empty prompt stands before the first label, and the
+    list of prompts before that."""
     return (seed * SEEDS_APART + (labels - EMPTY_PROMPT) * LABELS_APART + numbers) % GENERATOR_SEEDS
 
 
@@ -190,6 +197,22 @@ def draw(
             answers.add(label, {name: array[own] for name, array in said.items()} | {"pictures": pictures[first]})
         done += len(pictures)
         progress(done)
+
+
+def draw_listed(
+    family: ModuleType,
+    network: nn.Module,
+    answers: AnswerSet,
+    labels: Tensor,
+    numbers: Tensor,
+    settings: Mapping[str, Any],
+    panel: Panel,
+    progress: Callable[[int], None],
+) -> None:
+    """Draw these images of the evaluation's list of prompts."""
+    if len(labels) and panel.detector is not None:
+        own = seeds_of(labels, numbers, settings["seed"])
+        prompt_list.draw(family, network, answers, numbers, own, settings, panel.detector, BATCH, progress)
 
 
 def looked_at(

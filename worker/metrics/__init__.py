@@ -62,6 +62,12 @@ class GeneratorAnswers:
     inception: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))  # (n, 2048)
     real_inception: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))  # (k, 2048): of the real test images
     lpips: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))  # (n, d): as far apart as squared distances
+    prompt_of: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))  # (l,): of the list's images
+    detected: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=bool))  # (l,): by the detector
+    unclear: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=bool))  # (l,): rejected by it
+    prompt_images: np.ndarray = field(
+        default_factory=lambda: np.zeros((0, 0, 0, 0), dtype=np.uint8)
+    )  # of the first ones
     measured: dict[str, float] = field(default_factory=dict)
 
     @property

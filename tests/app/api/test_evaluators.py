@@ -12,6 +12,9 @@ from tests.app.captioned import PAINTER, archive, unjudged
 ALL = {"If-Match": "*"}
 CONTEXTS = {"contexts": ["2", "0"], "context_prompt": "{} drawn in {context}"}
 
+LIST = [{"prompt": "a street at night", "seed": 7}, {"prompt": "a house", "guidance": 3}]
+DETECTS = {"prompts": LIST, "detector_labels": ["2"]}
+
 
 @pytest.fixture
 def painter(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
@@ -42,7 +45,7 @@ def test_evaluators_are_named_by_name_or_id_and_answered_by_id(world: World, pai
     assert made.json()["evaluation"]["contexts"] == ["2", "0"]
     assert world.admin.get("/v1/models/digits").json()["evaluators"] == {}
     parts = {part["name"]: part["family"] for part in world.admin.get("/v1/catalog").json()["evaluators"]}
-    assert parts == {"context": "image_classifier", "clip": "clip"}
+    assert parts == {"context": "image_classifier", "clip": "clip", "detector": "image_classifier"}
 
 
 @pytest.mark.parametrize(
@@ -54,6 +57,12 @@ def test_evaluators_are_named_by_name_or_id_and_answered_by_id(world: World, pai
         ({"evaluators": {"Ada Ash": "digits"}}, "unknown-evaluator", "evaluators"),
         ({"evaluators": {"context": "digits"}}, "contexts-missing", "evaluation.contexts"),
         ({"evaluators": {"context": "digits"}, "evaluation": {"contexts": ["0", "oil"]}}, "evaluator-mismatch", "evaluators.context"),
+        ({"evaluators": {"detector": "scorer"}}, "unknown-evaluator", "evaluators.detector"),
+        ({"evaluators": {"detector": "digits"}}, "prompts-missing", "evaluation.prompts"),
+        ({"evaluators": {"detector": "digits"}, "evaluation": {"prompts": LIST}}, "detector-labels-missing", "evaluation.detector_labels"),
+        ({"evaluators": {"detector": "digits"}, "evaluation": DETECTS | {"detector_labels": ["2", "Ada"]}}, "evaluator-mismatch", "evaluators.detector"),
+        ({"evaluation": {"prompts": [{"prompt": "Ada\u0000"}]}}, "wrong-type", "evaluation.prompts[0].prompt"),
+        ({"evaluation": {"detector_threshold": 0}}, "out-of-bounds", "evaluation.detector_threshold"),
         ({"evaluation": {"contexts": ["a", "A"]}}, "out-of-bounds", "evaluation.contexts"),
         ({"evaluation": {"contexts": "oil"}}, "wrong-type", "evaluation.contexts"),
         ({"evaluation": {"contexts": ["{}"]}}, "wrong-type", "evaluation.contexts"),
@@ -106,3 +115,22 @@ def test_a_change_replaces_all_evaluators_and_keeps_them_fit_for_the_settings(wo
     both = change(evaluators={"clip": "scorer"}, evaluation={"contexts": []})
     assert both.json()["evaluators"] == {"clip": scorer} and both.json()["evaluation"]["contexts"] == []
     assert change(evaluators=None).json()["evaluators"] == {}
+
+
+def test_a_detector_comes_with_the_prompts_that_it_is_for(world: World, painter: Any) -> None:
+    made = painter("detected", evaluators={"detector": "digits"}, evaluation=DETECTS)
+    assert made.status_code == 201, made.text
+    evaluation = made.json()["evaluation"]
+    assert evaluation["prompts"] == [LIST[0], {"prompt": "a house", "guidance": 3.0}]
+    assert (evaluation["images_per_prompt"], evaluation["detector_threshold"]) == (1, 0.5)
+    kind = next(each for each in world.admin.get("/v1/catalog").json()["families"] if each["name"] == PAINTER)
+    assert kind["evaluation"]["prompts"]["kind"] == "prompts"
+    path = "/v1/models/detected"
+
+    def change(**evaluation: Any) -> Any:
+        return world.admin.patch(path, json={"evaluation": evaluation}, headers=ALL)
+
+    refused(change(detector_labels=["2"]), 422, "prompts-missing", "evaluation.prompts")
+    refused(change(**DETECTS | {"detector_labels": ["9"]}), 422, "evaluator-mismatch", "evaluators.detector")
+    kept = change(**DETECTS, detector_threshold=0.8).json()
+    assert kept["evaluation"]["prompts"] == evaluation["prompts"] and kept["evaluation"]["detector_threshold"] == 0.8
