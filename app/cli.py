@@ -250,7 +250,10 @@ def upload(source: Path, role: str, name: str | None, as_json: bool) -> None:
 @click.option("--external-id", help="Your own id for it, stored in plain.")
 @click.option("--due", help="Until when it must be done, such as 2027-01-31T00:00:00Z.")
 @click.option(
-    "--regime", type=click.Choice(list(Regime)), default=None, help="Which law's periods hold (default other)."
+    "--regime",
+    type=click.Choice([each.value for each in Regime]),
+    default=None,
+    help="Which law's periods hold (default other).",
 )
 @click.option("--wait/--no-wait", default=False, help="Watch it to its end.")
 @json_option

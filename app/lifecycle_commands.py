@@ -13,8 +13,12 @@ from app.review import Denial, Means, Outcome
 
 @click.command()
 @click.argument("request_id")
-@click.option("--outcome", type=click.Choice(list(Outcome)), default=Outcome.VERIFIED.value, show_default=True)
-@click.option("--method", type=click.Choice(list(Means)), required=True, help="How it was found out who asked.")
+@click.option(
+    "--outcome", type=click.Choice([each.value for each in Outcome]), default=Outcome.VERIFIED.value, show_default=True
+)
+@click.option(
+    "--method", type=click.Choice([each.value for each in Means]), required=True, help="How it was found out who asked."
+)
 @click.option("--reference", help="Id of the check where it was made; stored in plain: name no person.")
 @json_option
 def verify(request_id: str, outcome: str, method: str, reference: str | None, as_json: bool) -> None:
@@ -36,7 +40,7 @@ def approve(request_id: str, as_json: bool) -> None:
 
 @click.command()
 @click.argument("request_id")
-@click.option("--code", type=click.Choice(list(Denial)), required=True, help="Why.")
+@click.option("--code", type=click.Choice([each.value for each in Denial]), required=True, help="Why.")
 @json_option
 def deny(request_id: str, code: str, as_json: bool) -> None:
     """End REQUEST_ID, which waits for verification or approval, and purge its forget set. It needs a key with
@@ -47,7 +51,7 @@ def deny(request_id: str, code: str, as_json: bool) -> None:
 
 @click.command()
 @click.argument("request_id")
-@click.option("--code", type=click.Choice(list(Code)), required=True, help="Why it takes longer.")
+@click.option("--code", type=click.Choice([each.value for each in Code]), required=True, help="Why it takes longer.")
 @click.option("--notified", required=True, help="When the person was told, such as 2027-01-20T09:00:00Z.")
 @click.option("--until", help="Due then (default: what the regime allows; needed for other).")
 @json_option
