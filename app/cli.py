@@ -20,11 +20,13 @@ from app.attack_command import attack
 from app.audit_commands import audit
 from app.catalog_view import catalogue
 from app.client import DEFAULT_URL, Damaged, Lethe, Problem
+from app.deadlines import Regime
 from app.deployment import deploy
 from app.display import Watcher, console, json_option, show_comparison, show_report, show_rungs, value_of
 from app.embedded import run_embedded, wait_for_dependencies, worker_command
 from app.errors import Refused
 from app.keyring_commands import keyring
+from app.lifecycle_commands import approve, deny, extend, verify
 from app.override_command import override
 from app.privacy.sealing import Keyring
 from app.protocol_commands import protocol
@@ -67,6 +69,8 @@ def main() -> None:
     logs.configure()
 
 
+for decision in (approve, deny, extend, verify):
+    main.add_command(decision)
 main.add_command(alias)
 main.add_command(attack)
 main.add_command(audit)
@@ -251,6 +255,12 @@ def upload(source: Path, role: str, name: str | None, as_json: bool) -> None:
 @click.option("--reference", help="Registered model, retrained without the forget set.")
 @click.option("--external-id", help="Your own id for it, stored in plain.")
 @click.option("--due", help="Until when it must be done, such as 2027-01-31T00:00:00Z.")
+@click.option(
+    "--regime",
+    type=click.Choice([each.value for each in Regime]),
+    default=None,
+    help="Which law's periods hold (default other).",
+)
 @click.option("--wait/--no-wait", default=False, help="Watch it to its end.")
 @json_option
 def request(
@@ -267,6 +277,7 @@ def request(
     reference: str,
     external_id: str,
     due: str,
+    regime: str | None,
     wait: bool,
     as_json: bool,
 ) -> None:
@@ -278,7 +289,7 @@ def request(
         posted = lethe.request(
             model, forget or None, generate=generate or None,
             concept=concept, method=method, recipe=recipe, seed=seed, reference=reference,
-            external_id=external_id, due_at=due,
+            external_id=external_id, due_at=due, regime=regime,
         )  # fmt: skip
         if wait:
             _watch(lethe, posted["id"], as_json)
@@ -298,28 +309,43 @@ def watch(request_id: str, as_json: bool) -> None:
 @main.command("requests")
 @click.option("--status")
 @click.option("--model")
+@click.option(
+    "--at-risk", type=int, metavar="DAYS", help="Only those due within DAYS, or overdue; the nearest deadline first."
+)
 @json_option
-def list_requests(status: str | None, model: str | None, as_json: bool) -> None:
+def list_requests(status: str | None, model: str | None, at_risk: int | None, as_json: bool) -> None:
     """Deletion requests, newest first."""
     with Lethe() as lethe:
-        found = list(lethe.pages("/v1/requests", status=status, model=model))
+        found = list(lethe.pages("/v1/requests", status=status, model=model, at_risk=at_risk))
     if as_json:
         click.echo(json.dumps(found, indent=2))
         return
     table = Table(
-        Column("request", no_wrap=True), Column("status", no_wrap=True), "model", "method", "forgets", "version", "due"
+        Column("request", no_wrap=True),
+        Column("status", no_wrap=True),
+        "model",
+        "method",
+        "forgets",
+        "version",
+        "due",
+        "days left",
     )
     for each in found:
         made = ", generated" if each["forget_source"] == "generated" else ""
         forgets = f"{each['forget_count']} by {each['forget_kind']}{made}"
         version = "" if each["checkpoint"] is None else str(each["checkpoint"])
-        table.add_row(each["id"], each["status"], each["model"], _tried(each), forgets, version, each["due_at"][:10])
+        table.add_row(each["id"], each["status"], each["model"], _tried(each), forgets, version, *_due(each))
     console.print(table)
+
+
+def _due(request: dict[str, Any]) -> tuple[str, str]:
+    left = "" if request["days_left"] is None else str(request["days_left"])
+    return request["due_at"][:10], f"{left} overdue".strip() if request["overdue"] else left
 
 
 def _tried(request: dict[str, Any]) -> str:
     """The method; with auto also the rung that was reached."""
-    if request["method"] != "auto":
+    if request["method"] != "auto" or not request["jobs"]:
         return str(request["method"])
     reached = request["jobs"][-1]
     return f"auto: {reached['method']}, rung {reached['rung'] + 1} of {len(request['ladder'])}"

@@ -25,7 +25,7 @@ ARCHIVE = {"Content-Type": "application/octet-stream"}
 PATIENT = httpx.Timeout(60.0, read=3600.0)  # the server unpacks, checks and stores before it answers
 DEFAULT_URL = "http://127.0.0.1:8765"
 TRIES = 4  # of what may be sent again: GET, and a POST with an Idempotency-Key
-ENDED = ("completed", "evaluation_failed", "failed", "cancelled", "reopened")
+ENDED = ("completed", "evaluation_failed", "failed", "cancelled", "denied", "expired", "reopened")
 
 
 class Problem(Exception):
@@ -103,7 +103,7 @@ class Lethe:
 
     def register_model(self, source: Path, name: str, family: str, **options: Any) -> dict[str, Any]:
         """Upload a model directory and register it. Options: train, retain, test, judge, evaluators, policy,
-        evaluation, ladder."""
+        evaluation, ladder, process."""
         with _archive(source) as body:
             upload = self.call("POST", "/v1/uploads", content=_pieces(body), headers=ARCHIVE, timeout=PATIENT)
         given = {key: value for key, value in options.items() if value is not None}
@@ -113,7 +113,7 @@ class Lethe:
 
     def request(self, model: str, forget: dict[str, Any] | None = None, **options: Any) -> dict[str, Any]:
         """Post a deletion request; without `forget`, the option concept alone says what to forget. Further options:
-        method (auto), recipe, generate, seed, reference, external_id, due_at, ... However often the network fails, it is one
+        method (auto), recipe, generate, seed, reference, external_id, regime, due_at, ... However often the network fails, it is one
         request."""
         given = {key: value for key, value in {**options, "forget": forget}.items() if value is not None}
         answer: dict[str, Any] = self.call(
@@ -142,6 +142,29 @@ class Lethe:
             if request["status"] in ENDED:
                 return request
             time.sleep(poll)
+
+    def verify(self, request_id: str, outcome: str, method: str, reference: str | None = None) -> dict[str, Any]:
+        """Say whether who asked is who they say (outcome verified or rejected), and how it was found out."""
+        return self._decide(request_id, "verification", outcome=outcome, method=method, reference=reference)
+
+    def approve(self, request_id: str) -> dict[str, Any]:
+        """Let a request be queued that waits for it. Problem 403 with the key that made it."""
+        return self._decide(request_id, "approve")
+
+    def deny(self, request_id: str, code: str) -> dict[str, Any]:
+        """End a request that waits for a person. Problem 403 with the key that made it."""
+        return self._decide(request_id, "deny", code=code)
+
+    def extend(self, request_id: str, code: str, notified_at: str, due_at: str | None = None) -> dict[str, Any]:
+        """Take more time, once: why, when the person was told, and until when (default: what the regime allows)."""
+        return self._decide(request_id, "extend", code=code, notified_at=notified_at, due_at=due_at)
+
+    def _decide(self, request_id: str, what: str, **said: str | None) -> dict[str, Any]:
+        given = {name: value for name, value in said.items() if value is not None}
+        options = {"json": given} if given else {}
+        headers = {"Idempotency-Key": str(uuid.uuid4())}
+        answer: dict[str, Any] = self.call("POST", f"/v1/requests/{request_id}/{what}", headers=headers, **options)
+        return answer
 
     def attack(self, request_id: str, attacks: dict[str, dict[str, Any]]) -> dict[str, Any]:
         """Attack the newest version that a request made, without unlearning again: attacks by name, each with its

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from app import catalog
+from app.deadlines import Regime
 from app.deployment import Deployment
 from app.errors import NotFound, Refused
 from app.evaluators import real_labels
@@ -40,6 +41,7 @@ class Wish:
     external_id: str | None
     requested_at: float | None
     due_at: float | None
+    regime: Regime = Regime.OTHER
 
 
 @dataclass(frozen=True)

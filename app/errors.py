@@ -5,6 +5,7 @@
     |- NotFound              404     no such thing, or not yours
     |- Unauthorized          401     no key, or a key that is unknown, expired or revoked
     |- Forbidden             403     a good key without the scope
+    |- SameKey               403     who asked may not decide
     |- Conflict              409     the thing's present state does not allow it
     |- PreconditionFailed    412     If-Match or If-None-Match does not hold
     |- TooLarge              413     more bytes than a limit allows
@@ -93,6 +94,16 @@ class Forbidden(LetheError):
 
     def __init__(self, scope: str) -> None:
         super().__init__(f"This needs a key with the scope {scope}.", code="missing-scope")
+
+
+class SameKey(LetheError):
+    status_of_class = 403
+    title_of_class = "Not allowed"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The key that made a request may not decide on it: another one must.", code="separation-of-duties"
+        )
 
 
 class Conflict(LetheError):

@@ -21,6 +21,7 @@ from app.api import (
     overrides,
     problems,
     requests,
+    reviews,
     schemas,
 )
 from app.audit.sequencer import sequencing
@@ -31,8 +32,8 @@ from app.sweeper import sweeping
 ABOUT = """Ask a model to forget, and get a new version with evidence.
 
 1. `POST /v1/datasets` the retain, train and test sets, `POST /v1/uploads` a model directory, `POST /v1/models`.
-2. `POST /v1/requests` what to forget; poll the `Location` until the status is completed, evaluation_failed, failed or
-   cancelled; follow the job's `/events` meanwhile.
+2. `POST /v1/requests` what to forget; poll the `Location` until the status is completed, evaluation_failed, failed,
+   cancelled, denied or expired; follow the job's `/events` meanwhile.
 3. `GET /v1/models/{name}/checkpoints/{number}/report` (or `/report.html`), then `/archive` or `/files/{path}`; `number` may
    be `head` or an alias.
 4. `PUT /v1/models/{name}/aliases/production` says which version serves, `POST .../rollback` takes it back.
@@ -62,7 +63,7 @@ def create_app(lethe: Deployment | None = None) -> FastAPI:
     app.state.lethe = deployment
     problems.install(app, deployment)
     about_models = (datasets, models, aliases, checkpoints, overrides, downloads)
-    for resource in (*about_models, requests, attacks, jobs, audit, keys, schemas, health):
+    for resource in (*about_models, requests, reviews, attacks, jobs, audit, keys, schemas, health):
         app.include_router(resource.router)
     docs.install(app)
     openapi.describe(app)

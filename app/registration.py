@@ -57,6 +57,7 @@ class NewModel:
     evaluation: dict[str, Any]
     evaluators: dict[str, str]
     ladder: list[dict[str, Any]] | None
+    process: dict[str, str]
 
 
 def check_name(lethe: Deployment, role: Role, name: str | None) -> None:
@@ -153,6 +154,7 @@ def register_model(lethe: Deployment, new: NewModel, actor: str, once: Once = UN
             evaluation=evaluation,
             evaluators=evaluators,
             ladder=ladder,
+            process=new.process,
             created_by=actor,
             **columns,
         )

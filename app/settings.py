@@ -61,7 +61,9 @@ class Settings(BaseSettings):
     decoder_seconds: float = Field(
         30.0, gt=0, description="How long decoding may take for an image, and in all for each 4 MiB of an archive."
     )
-    deadline_days: int = Field(30, gt=0, description="Days after which a request is due when it names no date.")
+    deadline_days: int = Field(
+        30, gt=0, description="Days after which a request of the regime `other` is due when it names no date."
+    )
     unadopted_hours: float = Field(
         24.0, gt=0, description="Hours after which a sealed forget set that no request adopted is purged."
     )

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from app import catalog
 from app.curation import Found, Wish, choose, kind_of
+from app.deadlines import first_due
 from app.deployment import Deployment
 from app.errors import Conflict, NotFound, Refused
 from app.idempotency import UNKEYED, Once
@@ -37,12 +38,21 @@ def submit(lethe: Deployment, wish: Wish, actor: str, sees_all: bool, once: Once
         clock = session.scalar(sql_select(now())) or time.time()
     ladder = resolve_ladder(found.model.family, found.model.ladder, kind, wish.method, wish.recipe)
     requested, due = _dates(wish, clock, lethe.settings.deadline_days)
+    needs = models.steps(found.model)
+    if needs and due <= clock:
+        raise Refused(
+            "out-of-bounds",
+            "due_at",
+            "It has passed, and the model's requests wait for a person first: this one would expire at once.",
+            "Ask the model's owner to change its process, or name a later date under the regime other.",
+        )
     source, what, count = choose(lethe, found, kind, wish)
     request = requests.Request(
         id=new_id("req"),
         external_id=wish.external_id,
         model_id=found.model.id,
-        status=requests.Status.QUEUED,
+        status=requests.awaited(needs),
+        needs=needs,
         forget_kind=kind,
         forget_count=count,
         forget_dataset_id=source.id if source else None,
@@ -50,6 +60,7 @@ def submit(lethe: Deployment, wish: Wish, actor: str, sees_all: bool, once: Once
         ladder=ladder,
         seed=wish.seed,
         reference_id=found.reference.id if found.reference else None,
+        regime=wish.regime,
         requested_at=requested,
         due_at=due,
         created_by=actor,
@@ -111,7 +122,12 @@ def _dates(wish: Wish, clock: float, deadline_days: int) -> tuple[float, float]:
         raise Refused(
             "out-of-bounds", "requested_at", "It must not lie in the future, nor before 1970.", "Leave it out for now."
         )
-    due = requested + deadline_days * DAY if wish.due_at is None else wish.due_at
+    latest = first_due(wish.regime, requested)
+    due = (latest or requested + deadline_days * DAY) if wish.due_at is None else wish.due_at
+    if latest is not None and due > latest:
+        raise Refused(
+            "out-of-bounds", "due_at", "It lies after what the regime gives.", "Name an earlier date, or leave it out."
+        )
     if not requested < due <= clock + LONGEST_DEADLINE:
         raise Refused(
             "out-of-bounds",
@@ -125,7 +141,8 @@ def _dates(wish: Wish, clock: float, deadline_days: int) -> tuple[float, float]:
 def _store(
     lethe: Deployment, request: requests.Request, source: Dataset | None, what: dict[str, Any], once: Once
 ) -> str:
-    """One transaction: the set is adopted, the request received, its first job queued and the bell ordered."""
+    """One transaction: the set is adopted, the request received, and, if it need not wait for a person, its first job queued
+    and the bell ordered."""
     request.sealed = seal(
         lethe.keyring.new_key(request.key_id), json.dumps(what).encode(), f"request/{request.id}".encode()
     )
@@ -137,7 +154,8 @@ def _store(
                     "dataset-adopted", "forget.dataset", "Another request has this forget set.", "Upload it again.", 409
                 )
             requests.add(session, request)
-            jobs.add(session, jobs.of_rung(request, 0, 0))
+            if request.status == requests.Status.QUEUED:
+                jobs.start(session, request)
     except OperationalError:  # the commit may have happened, and then the key is needed
         raise
     except BaseException:
@@ -152,7 +170,7 @@ def retry(lethe: Deployment, request: requests.Request, actor: str, once: Once =
     with lethe.store.write() as session:
         once.claim(session, request.id)
         present = session.get_one(requests.Request, request.id, with_for_update=True)
-        if present.status not in (requests.Status.FAILED, requests.Status.EVALUATION_FAILED):
+        if present.status not in requests.RETRIABLE:
             raise Conflict("Only a request that failed can be retried.", code="illegal-transition")
         source = session.get(Dataset, present.forget_dataset_id) if present.forget_dataset_id else None
         lost = present.forget_dataset_id is not None and (
@@ -170,8 +188,7 @@ def retry(lethe: Deployment, request: requests.Request, actor: str, once: Once =
         if present.method == catalog.AUTO:
             model = session.get_one(Model, present.model_id)
             present.ladder = resolve_ladder(model.family, model.ladder, present.forget_kind, present.method)
-        before = jobs.of_request(session, request.id)
-        jobs.add(session, jobs.of_rung(present, 0, before[-1].retry + 1))
+        jobs.start(session, present)
     return request.id
 
 

@@ -1,4 +1,5 @@
-"""What must happen though nobody asks: lost leases, unheard bells, dead uploads, data past its retention.
+"""What must happen though nobody asks: lost leases, unheard bells, requests that nobody decided on, dead uploads,
+data past its retention.
 
 Runs in every server, in one at a time (a lease in the database). Each duty may be interrupted and repeated.
 """
@@ -54,6 +55,7 @@ def sweep(lethe: Deployment, actor: str = "sweeper") -> None:
     """One round of every duty; one that fails does not keep the others from theirs."""
     duties: tuple[Callable[[], None], ...] = (
         lambda: take_back_lost_jobs(lethe, actor),
+        lambda: expire_waiting(lethe, actor),
         lambda: ring_again(lethe),
         lambda: purge_old_data(lethe),
         lambda: delete_dead_blobs(lethe),
@@ -76,6 +78,15 @@ def take_back_lost_jobs(lethe: Deployment, actor: str) -> None:
     for job in lost:
         log.warning("lease.expired", job=job.id)
         purge.after_job(lethe.store, lethe.keyring, lethe.blobs, job.id, lethe.settings)
+
+
+def expire_waiting(lethe: Deployment, actor: str) -> None:
+    """Requests that nobody verified or approved until they were due. A purge that is cut off is one of old data's."""
+    with lethe.store.write() as session:
+        ended = requests.expire_waiting(session, actor)
+    for request_id in ended:
+        log.warning("request.expired", request=request_id)
+        purge.purge_request(lethe.store, lethe.keyring, lethe.blobs, request_id, purge.FINAL)
 
 
 def ring_again(lethe: Deployment) -> None:

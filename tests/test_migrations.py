@@ -35,19 +35,20 @@ def test_upgrading_twice_changes_nothing(lethe: Deployment) -> None:
     assert migration.present(lethe.store) == migration.newest() == migration.upgrade(lethe.store)
 
 
-def test_admin_keys_of_before_may_do_what_admins_may(lethe: Deployment) -> None:
+def test_keys_of_before_may_do_what_their_roles_may(lethe: Deployment) -> None:
     config = migration._config()
+    later = ("requests:reopen", "checkpoints:override", "requests:verify", "requests:approve")
     with lethe.store.write() as session:
-        for role in ("admin", "requester"):
+        for role in ("admin", "approver", "requester"):
             key, _ = api_keys.issue(session, lethe.pepper, name=role, role=role, actor="test")
-            key.scopes = [scope for scope in key.scopes if scope not in ("requests:reopen", "checkpoints:override")]
+            key.scopes = [scope for scope in key.scopes if scope not in later]
     with lethe.store.write() as session:
         config.attributes["connection"] = session.connection()
         command.downgrade(config, "0001")
     migration.upgrade(lethe.store)
     with lethe.store.read() as session:
         assert {key.role: set(key.scopes) for key in api_keys.every(session)} == {
-            role: set(api_keys.ROLES[role]) for role in ("admin", "requester")
+            role: set(api_keys.ROLES[role]) for role in ("admin", "approver", "requester")
         }
 
 
@@ -100,7 +101,9 @@ def test_a_log_of_before_is_numbered_and_its_readers_read_on(lethe: Deployment) 
     assert integrate(lethe.store) == 2
     with lethe.store.read() as session:
         assert [row.resource for _, row in audit_entry.between(session, 1, 9)] == [f"key:{key.id}", "of before"]
-        assert api_keys.every(session)[0].scopes == ["models:read", "audit:read", "keys:write"]
+        assert api_keys.every(session)[0].scopes == [
+            "models:read", "audit:read", "keys:write", "requests:verify", "requests:approve",
+        ]  # fmt: skip
     with lethe.store.write() as session:
         config.attributes["connection"] = session.connection()
         command.downgrade(config, "0005")
@@ -112,7 +115,7 @@ def test_tombstones_of_before_are_the_first_fingerprint_key_s_and_later_ones_go_
     config = migration._config()
     with lethe.store.write() as session:
         config.attributes["connection"] = session.connection()
-        command.downgrade(config, "0009")
+        command.downgrade(config, "0010")
         columns = "model_id, fingerprint, request_id, created_at"
         session.execute(text(f"INSERT INTO tombstones ({columns}) VALUES ('m', '{'a' * 64}', 'r', 1)"))
     migration.upgrade(lethe.store)
@@ -122,7 +125,7 @@ def test_tombstones_of_before_are_the_first_fingerprint_key_s_and_later_ones_go_
         tombstones.lay(session, "m", "r", {"fingerprint-2:" + "b" * 64})
     with lethe.store.write() as session:
         config.attributes["connection"] = session.connection()
-        command.downgrade(config, "0009")
+        command.downgrade(config, "0010")
         assert list(session.scalars(text("SELECT fingerprint FROM tombstones"))) == ["a" * 64]
     migration.upgrade(lethe.store)
 
@@ -146,3 +149,19 @@ def test_attack_jobs_go_with_the_schema_that_has_them_and_rungs_stay(lethe: Depl
     migration.upgrade(lethe.store)
     with lethe.store.read() as session:
         assert [job.kind for job in session.scalars(select(Job))] == ["unlearn"]
+
+
+def test_requests_that_wait_for_a_person_are_cancelled_by_a_schema_that_knows_none(lethe: Deployment) -> None:
+    config = migration._config()
+    add_job(lethe, add_model(lethe))
+    with lethe.store.write() as session:
+        session.scalars(select(Request)).one().status = "awaiting_approval"
+    with lethe.store.write() as session:
+        config.attributes["connection"] = session.connection()
+        command.downgrade(config, "0009")
+        assert session.execute(text("SELECT status, finished_at FROM requests")).one() == ("cancelled", 0.0)
+    migration.upgrade(lethe.store)
+    with lethe.store.read() as session:
+        request, model = session.scalars(select(Request)).one(), session.scalars(select(Model)).one()
+    assert (request.needs, request.regime, request.extension) == ([], "other", None)
+    assert model.process == {"verification": "none", "approval": "none"}

@@ -112,6 +112,16 @@ def last_seen(after: str | None) -> str | None:
     return after
 
 
+def last_deadline(after: str | None) -> tuple[float, str] | None:
+    """A cursor that is a deadline and an id: what comes after both."""
+    if after is None:
+        return None
+    found = re.fullmatch(r"(-?[0-9]{1,12}\.[0-9]{1,9})~(req_[0-9a-f]{28})", after)
+    if found is None:
+        raise Refused("bad-cursor", "after", "It is not a cursor of this list.", "Pass `next` of the page before.")
+    return float(found[1]), found[2]
+
+
 def position(after: str | None) -> int:
     """A cursor that is a number: what comes after it. 0 without one."""
     if after is None:

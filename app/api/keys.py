@@ -18,7 +18,7 @@ from app.records.api_key import CUSTOM, ROLES, SCOPES, ApiKey
 router = APIRouter(prefix="/v1/keys", tags=["keys"])
 LONGEST = timedelta(days=36525)
 Admin = Annotated[ApiKey, Depends(need("keys:write"))]
-Role = Literal["requester", "owner", "approver", "auditor", "admin"]
+Role = Literal["requester", "owner", "verifier", "approver", "auditor", "admin"]
 
 
 class KeyIn(BaseModel):

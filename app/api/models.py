@@ -1,7 +1,7 @@
 """/v1/models and /v1/uploads: base networks, the sets that judge them, and their policy."""
 
 import tempfile
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Header, Request, Response
 from fastapi.concurrency import run_in_threadpool
@@ -48,6 +48,14 @@ class RungIn(BaseModel):
     recipe: dict[str, Any] = Field({}, description="Hyper-parameters; the family's defaults for the rest.")
 
 
+class Process(BaseModel):
+    """What a request needs before it is queued: somebody who says that the person is who they say, and somebody who approves."""
+
+    model_config = ConfigDict(extra="forbid")
+    verification: Literal["none", "required"] = "none"
+    approval: Literal["none", "required"] = "none"
+
+
 Rungs = Annotated[list[RungIn], Field(min_length=1, max_length=8)]
 
 
@@ -82,6 +90,9 @@ class ModelIn(BaseModel):
     ladder: Rungs | None = Field(
         None, description="What `method: auto` tries, cheapest first; else the family's default by kind of forgetting."
     )
+    process: Process = Field(
+        Process(), description="What its requests wait for before they are queued; default: nothing."
+    )
 
 
 class ModelPatch(BaseModel):
@@ -100,6 +111,9 @@ class ModelPatch(BaseModel):
         None, description="Settings it does not name go back to the family's defaults, and attacks to none."
     )
     ladder: Rungs | None = Field(None, description="For later requests and retries; the running ones keep theirs.")
+    process: Process | None = Field(
+        None, description="For later requests: those received keep what they need. Replaces all of it; null: nothing."
+    )
 
 
 class Warned(BaseModel):
@@ -129,6 +143,7 @@ class ModelOut(BaseModel):
     ladder: list[dict[str, Any]] | None = Field(
         description="Of `method: auto`: method and resolved recipe of each rung. Null: the family's default, see GET /v1/catalog."
     )
+    process: Process
     warnings: list[Warned] = Field(description="Rules on a share that `evaluation` has too few images for.")
     head: int = Field(description="Number of the newest released checkpoint: the parent of the next version.")
     created_at: str
@@ -172,6 +187,7 @@ def register(body: ModelIn, response: Response, lethe: Lethe, key: Writer, once:
         evaluation=body.evaluation,
         evaluators=body.evaluators,
         ladder=None if body.ladder is None else [rung.model_dump() for rung in body.ladder],
+        process=body.process.model_dump(),
     )
     model_id = once.made(lambda: register_model(lethe, new, key.actor, once))
     tell(once, response)
@@ -207,7 +223,7 @@ def change_model(
     key: Writer,
     if_match: Annotated[str | None, Header()] = None,
 ) -> dict[str, Any]:
-    """Change the sets, the judge, the evaluators, the policy, the evaluation or the ladder. Needs If-Match with the model's ETag. Where labels come
+    """Change the sets, the judge, the evaluators, the policy, the evaluation, the ladder or the process. Needs If-Match with the model's ETag. Where labels come
     from the sets, those of a new set are appended; none is ever taken away, so each keeps its number."""
     if if_match is None:
         raise Refused(
@@ -257,6 +273,8 @@ def _changes(lethe: Deployment, model: Model, body: ModelPatch) -> dict[str, Any
     if "ladder" in sent:
         rungs = None if body.ladder is None else [rung.model_dump() for rung in body.ladder]
         changes["ladder"] = None if rungs is None else check_ladder(model.family, rungs)
+    if "process" in sent:
+        changes["process"] = (body.process or Process()).model_dump()
     if not changes:
         raise Refused("empty-change", "body", "It changes nothing.", "Name a field to change.")
     return changes
@@ -296,6 +314,7 @@ def _out(model: Model, head: int) -> dict[str, Any]:
         "policy": model.policy,
         "evaluation": model.evaluation,
         "ladder": model.ladder,
+        "process": model.process,
         "warnings": policy_warnings(model.family, model.policy, model.evaluation),
         "head": head,
         "created_at": moment(model.created_at),

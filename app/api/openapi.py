@@ -9,7 +9,7 @@ from app.api.gate import UNCOUNTED
 _WHEN = {
     400: "The body is not JSON, or the path or the query has the character NUL.",
     401: "No key, or one that is unknown, expired or revoked.",
-    403: "The key lacks the scope that the operation needs.",
+    403: "The key lacks the scope that the operation needs; or it made the request that it would decide on.",
     404: "There is no such thing, or the key may not see it.",
     409: "The present state does not allow it.",
     412: "If-Match names another version than the present one, or If-None-Match: * one that exists.",

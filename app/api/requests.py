@@ -1,14 +1,16 @@
 """/v1/requests: deletion requests: post, follow, cancel, retry."""
 
-from typing import Annotated, Any, Literal
+import math
+from typing import Annotated, Any
 
 from fastapi import APIRouter, BackgroundTasks, Depends, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from sqlalchemy import select
 
-from app.api.dependencies import After, Lethe, Limit, Moment, Page, Text, last_seen, moment, need, paged
+from app.api.dependencies import After, Lethe, Limit, Page, last_deadline, last_seen, moment, need, paged
 from app.api.once import Idempotent, tell
 from app.api.openapi import refusals
+from app.api.request_schemas import RequestIn, RequestOut, Source
 from app.api.waiting import Prefer, preferred, wait_until
 from app.curation import Wish
 from app.deployment import Deployment
@@ -26,147 +28,15 @@ from app.records import job as jobs
 from app.records import model as models
 from app.records import request as requests
 from app.records.api_key import ApiKey
-from app.records.request import Status
-from app.submission import retry, submit
+from app.records.base import now
+from app.records.request import LIVE, WAITING, Status
+from app.submission import DAY, retry, submit
 
 router = APIRouter(prefix="/v1/requests", tags=["requests"])
 Poster = Annotated[ApiKey, Depends(need("requests:create"))]
 Reader = Annotated[ApiKey, Depends(need("requests:read"))]
 Concept = Annotated[ApiKey, Depends(need("requests:concept"))]
-Source = Literal["uploaded", "registered", "generated"]
 PNG = {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}
-
-
-class Forget(BaseModel):
-    """What to forget: an uploaded set of role forget, samples of a registered set, or a class label. Left out, the
-    concept alone says it, for families whose forget kinds in the catalogue name `concept`."""
-
-    model_config = ConfigDict(extra="forbid")
-    dataset: Text | None = Field(
-        None,
-        description="Id of an uploaded forget set; or, with samples or class_label, the registered set to choose from (default: the model's train set, else its retain set).",
-    )
-    samples: list[str] | None = Field(
-        None, min_length=1, max_length=1_000_000, description="Sample ids, see GET /v1/datasets/{name}/samples."
-    )
-    class_label: Text | None = Field(None, max_length=200, description="A label of the model.")
-
-    @model_validator(mode="after")
-    def one_way(self) -> "Forget":
-        if self.samples is not None and self.class_label is not None:
-            raise ValueError("give samples or class_label, not both")
-        if self.samples is None and self.class_label is None and self.dataset is None:
-            raise ValueError("give dataset, samples or class_label")
-        return self
-
-
-class Generate(BaseModel):
-    """How many images the worker makes with the base model where no registered set has any; they stay in its memory."""
-
-    model_config = ConfigDict(extra="forbid")
-    forget: int = Field(
-        100, ge=1, le=10_000, strict=True, description="Of the concept, when no label or caption names it."
-    )
-    retain: int = Field(
-        200, ge=1, le=10_000, strict=True, description="Of the labels to keep, when the model has no retain set."
-    )
-
-
-class RequestIn(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid",
-        json_schema_extra={
-            "examples": [{"model": "digits", "concept": "three", "forget": {"class_label": "3"}, "method": "salun"}]
-        },
-    )
-    model: Text = Field(description="Name or id of a registered model.")
-    concept: Text | None = Field(
-        None,
-        max_length=500,
-        description="What this is about. Sealed; shown only to keys with requests:concept. For families of texts it is a rule, too: what names it, by label or caption, is not kept; and without `forget` it selects the samples.",
-    )
-    forget: Forget | None = Field(None, description="Needed unless the concept alone says what to forget.")
-    generate: Generate = Field(
-        Generate(), description="For generators only: what to make where no registered set has any."
-    )
-    method: str = Field(
-        "auto",
-        description="auto climbs the model's ladder, cheapest first, until a rung meets the policy; or a method of GET /v1/catalog.",
-    )
-    recipe: dict[str, Any] = Field(
-        {}, description="Hyper-parameters of a named method; the family's defaults for the rest. auto takes none."
-    )
-    seed: int = Field(
-        0, ge=0, lt=2**53, strict=True, description="Of every random choice: equal seeds give equal weights."
-    )
-    reference: Text | None = Field(
-        None, description="Registered model that was retrained without the forget set: the report's target."
-    )
-    external_id: str | None = Field(
-        None,
-        max_length=200,
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]*$",
-        description="Your own id. Not a name: it is stored in plain.",
-    )
-    requested_at: Moment | None = Field(None, description="When the person asked; default now. Not in the future.")
-    due_at: Moment | None = Field(
-        None,
-        description="Until when it must be done; default 30 days after requested_at. At most ten years away; the nearest deadline runs first.",
-    )
-
-    @model_validator(mode="after")
-    def something_to_forget(self) -> "RequestIn":
-        if self.forget is None and self.concept is None:
-            raise ValueError("give forget, or a concept that alone says what to forget")
-        return self
-
-
-class Rung(BaseModel):
-    method: str
-    recipe: dict[str, Any] = Field(description="Resolved: every hyper-parameter.")
-
-
-class JobBrief(BaseModel):
-    """One rung of the ladder, in one climb of it: what ran, what came of it, and what it cost."""
-
-    id: str
-    method: str
-    rung: int = Field(description="Of `ladder`, from 0.")
-    retry: int = Field(description="How often the request had been retried before.")
-    status: jobs.Status
-    stage: str | None
-    error: str | None = Field(description="A code: why it failed.")
-    verdict: Literal["passed", "failed"] | None = Field(description="Of the policy, once it was measured.")
-    version: int | None = Field(description="Number of the version that it made; missed the policy: in quarantine.")
-    unlearning_seconds: float | None = Field(description="Of the method alone.")
-    seconds: float | None = Field(description="Of the whole job, in its last attempt.")
-
-
-class RequestOut(BaseModel):
-    id: str
-    status: Status
-    reason: str | None = Field(
-        description="A code, where the status needs one: worker_lost, threshold_missed, broken_promise, next_rung, overridden, ..."
-    )
-    model: str
-    external_id: str | None
-    concept: str | None = Field(description="Null without the scope requests:concept.")
-    forget_kind: str = Field(description="dataset, samples, class_label or concept.")
-    forget_count: int = Field(description="Number of samples that it selects, or that will be generated.")
-    forget_source: Source = Field(
-        description="Where they come from: an uploaded set, a registered one, or the base model, when the job runs."
-    )
-    method: str = Field(description="As asked: auto, or a method's name.")
-    ladder: list[Rung] = Field(description="What runs, in this order, until a version meets the policy.")
-    seed: int
-    reference: str | None
-    jobs: list[JobBrief] = Field(description="Oldest first: one for each rung that was reached.")
-    checkpoint: int | None = Field(description="Number of the newest version that this request made.")
-    requested_at: str
-    due_at: str
-    created_at: str
-    finished_at: str | None
-    forget_set_purged_at: str | None
 
 
 @router.post("", status_code=202, response_model=RequestOut, responses=refusals(404, 409, 507))
@@ -180,8 +50,8 @@ async def post_request(
     once: Idempotent,
     prefer: Prefer = None,
 ) -> dict[str, Any]:
-    """Ask that a model forget. 202: the request is stored and queued; poll `Location`, or send `Prefer: wait=N`. Refusals
-    store nothing.
+    """Ask that a model forget. 202: the request is stored, and queued unless the model's `process` says that it is verified or
+    approved first; poll `Location`, or send `Prefer: wait=N`. Refusals store nothing.
 
     With method auto each rung is a job of its own, from the model's head; the next one is queued when one misses the policy, or
     fails by what it ran."""
@@ -193,7 +63,7 @@ async def post_request(
     elif not once.replayed:
         background.add_task(ring, lethe.celery)
     await wait_until(lambda: _ended(lethe, request_id, key), prefer, request, response)
-    return await run_in_threadpool(_accepted, lethe, request_id, response, key)
+    return await run_in_threadpool(accepted, lethe, request_id, response, key)
 
 
 def _wish(body: RequestIn) -> Wish:
@@ -211,6 +81,7 @@ def _wish(body: RequestIn) -> Wish:
         external_id=body.external_id,
         requested_at=body.requested_at.timestamp() if body.requested_at else None,
         due_at=body.due_at.timestamp() if body.due_at else None,
+        regime=body.regime,
     )
 
 
@@ -225,23 +96,27 @@ def list_requests(
     status: Status | None = None,
     model: Annotated[str | None, Query(max_length=100)] = None,
     external_id: Annotated[str | None, Query(max_length=200)] = None,
+    at_risk: Annotated[
+        int | None,
+        Query(ge=0, le=3650, description="Only those not ended that are due within so many days, or overdue."),
+    ] = None,
 ) -> dict[str, Any]:
-    """Requests, newest first: one's own, or everybody's with the scope requests:admin."""
+    """Requests, newest first: one's own, or everybody's with the scope requests:admin. With `at_risk` the nearest deadline comes
+    first, and a request that failed counts as not ended while it can be retried."""
     owner = None if "requests:admin" in key.scopes else key.actor
     with lethe.store.read() as session:
         named = models.find(session, model) if model else None
         if model and named is None:
             raise NotFound("model")
-        found = requests.page(
-            session,
-            owner=owner,
-            after=last_seen(after),
-            limit=limit + 1,
-            status=status,
-            model_id=named.id if named else None,
-            external_id=external_id,
-        )
-    page = paged(found, limit, lambda each: each.id, request, response)
+        filters = {"status": status, "model_id": named.id if named else None, "external_id": external_id}
+        if at_risk is None:
+            found = requests.page(session, owner=owner, after=last_seen(after), limit=limit + 1, **filters)
+        else:
+            seconds, last = at_risk * DAY, last_deadline(after)
+            found = requests.at_risk(session, seconds=seconds, owner=owner, after=last, limit=limit + 1, **filters)
+    page = paged(
+        found, limit, lambda each: each.id if at_risk is None else f"{each.due_at!r}~{each.id}", request, response
+    )
     return {**page, "data": _rows(lethe, page["data"])}
 
 
@@ -255,8 +130,8 @@ async def until_ended(
 def get_request(request_id: str, response: Response, lethe: Lethe, key: Reader) -> dict[str, Any]:
     """One request, its jobs and its version; with `Prefer: wait=N`, when it has ended."""
     found = find(lethe, request_id, key)
-    if found.status in (Status.QUEUED, Status.RUNNING):
-        response.headers["Retry-After"] = "1"
+    if found.status in LIVE:
+        response.headers["Retry-After"] = retry_after(found)
     return _out(lethe, found, key)
 
 
@@ -274,22 +149,26 @@ def get_preview(request_id: str, lethe: Lethe, key: Concept) -> Response:
 
 @router.post("/{request_id}/cancel", status_code=202, response_model=RequestOut, responses=refusals(409))
 def cancel_request(request_id: str, response: Response, lethe: Lethe, key: Poster, once: Idempotent) -> dict[str, Any]:
-    """Cancel: at once while queued; a running job stops within seconds and its device is free. Ended requests: 409."""
+    """Cancel: at once while it waits for a person or is queued; a running job stops within seconds and its device is free.
+    Ended requests: 409."""
     found = find(lethe, request_id, key)
     once.made(lambda: _cancel(lethe, found, key.actor, once))
     tell(once, response)
-    return _accepted(lethe, found.id, response, key)
+    return accepted(lethe, found.id, response, key)
 
 
 def _cancel(lethe: Deployment, found: requests.Request, actor: str, once: Once) -> str:
     with lethe.store.write() as session:
         once.claim(session, found.id)
-        job = jobs.ask_newest_to_cancel(session, found.id, actor)
-        if job is None:
+        waited = requests.cancel_waiting(session, found.id, actor)
+        job = None if waited else jobs.ask_newest_to_cancel(session, found.id, actor)
+        if job is None and not waited:
             raise Conflict("The request has ended.", code="illegal-transition")
-        if job.status == jobs.Status.RUNNING:
+        if job is not None and job.status == jobs.Status.RUNNING:
             history.write(session, actor, "job.cancel_asked", job.id, found.id)
-    if job.status == jobs.Status.CANCELLED:
+    if job is None:
+        purge.purge_request(lethe.store, lethe.keyring, lethe.blobs, found.id, purge.FINAL)
+    elif job.status == jobs.Status.CANCELLED:
         purge.after_job(lethe.store, lethe.keyring, lethe.blobs, job.id, lethe.settings)
     return found.id
 
@@ -305,13 +184,20 @@ def retry_request(
     tell(once, response)
     if not once.replayed:
         background.add_task(ring, lethe.celery)
-    return _accepted(lethe, request_id, response, key)
+    return accepted(lethe, request_id, response, key)
 
 
-def _accepted(lethe: Deployment, request_id: str, response: Response, key: ApiKey) -> dict[str, Any]:
+def accepted(lethe: Deployment, request_id: str, response: Response, key: ApiKey) -> dict[str, Any]:
+    """The answer to what changed a request, as it is now."""
+    found = find(lethe, request_id, key)
     response.headers["Location"] = f"/v1/requests/{request_id}"
-    response.headers["Retry-After"] = "1"
-    return _out(lethe, find(lethe, request_id, key), key)
+    response.headers["Retry-After"] = retry_after(found)
+    return _out(lethe, found, key)
+
+
+def retry_after(request: requests.Request) -> str:
+    """Seconds: a person takes longer than a worker."""
+    return "60" if request.status in WAITING else "1"
 
 
 def find(lethe: Deployment, request_id: str, key: ApiKey) -> requests.Request:
@@ -323,7 +209,7 @@ def find(lethe: Deployment, request_id: str, key: ApiKey) -> requests.Request:
 
 
 def _ended(lethe: Deployment, request_id: str, key: ApiKey) -> bool:
-    return find(lethe, request_id, key).status not in (Status.QUEUED, Status.RUNNING)
+    return find(lethe, request_id, key).status not in LIVE
 
 
 def _out(lethe: Deployment, request: requests.Request, key: ApiKey) -> dict[str, Any]:
@@ -332,7 +218,7 @@ def _out(lethe: Deployment, request: requests.Request, key: ApiKey) -> dict[str,
 
 
 def _rows(lethe: Deployment, found: list[requests.Request]) -> list[dict[str, Any]]:
-    """Requests without their concepts, with what belongs to them, in six queries whatever their number."""
+    """Requests without their concepts, with what belongs to them, in seven queries whatever their number."""
     ids = [request.id for request in found]
     with lethe.store.read() as session:
         names = models.names(
@@ -342,11 +228,17 @@ def _rows(lethe: Deployment, found: list[requests.Request]) -> list[dict[str, An
         made = checkpoints.numbers_of_requests(session, ids)
         measured = checkpoints.of_jobs(session, ids)
         uploaded = datasets.sealed(session, {each for request in found if (each := request.forget_dataset_id)})
+        clock = session.scalar(select(now())) or 0.0
     own: dict[str, list[dict[str, Any]]] = {request_id: [] for request_id in ids}
     for job in work:
         own[job.request_id].append(_brief(job, *measured.get(job.id, (None, None))))
     return [
-        _row(request, names, own[request.id], made.get(request.id), _source(request, uploaded)) for request in found
+        {
+            **_row(request, names, own[request.id], made.get(request.id), _source(request, uploaded)),
+            **_deadline(request, clock),
+            **_review(request),
+        }
+        for request in found
     ]
 
 
@@ -392,10 +284,38 @@ def _row(
         "jobs": work,
         "checkpoint": number,
         "requested_at": moment(request.requested_at),
-        "due_at": moment(request.due_at),
         "created_at": moment(request.created_at),
         "finished_at": moment(request.finished_at),
         "forget_set_purged_at": moment(request.purged_at),
+    }
+
+
+def _deadline(request: requests.Request, clock: float) -> dict[str, Any]:
+    extension, running = request.extension or {}, request.unanswered
+    return {
+        "regime": request.regime,
+        "due_at": moment(request.due_at),
+        "days_left": math.floor((request.due_at - clock) / DAY) if running else None,
+        "overdue": (clock if running else request.finished_at or clock) > request.due_at,
+        "extended_at": moment(extension.get("at")),
+        "extension_code": extension.get("code"),
+        "notified_at": moment(extension.get("notified_at")),
+    }
+
+
+def _review(request: requests.Request) -> dict[str, Any]:
+    """What it waits for, and who decided what: keys' ids only."""
+    check, decision = request.verification or {}, request.decision or {}
+    outcome, rejected = decision.get("outcome"), check.get("outcome") == "rejected"
+    return {
+        "needs": request.needs if request.status in WAITING else [],
+        "verified_at": moment(check.get("at")),
+        "verified_by": check.get("by"),
+        "verification_method": check.get("method"),
+        "verification_reference": check.get("reference"),
+        "decided_at": moment(decision.get("at")),
+        "approved_by": decision.get("by") if outcome == "approved" else None,
+        "denied_by": check.get("by") if rejected else decision.get("by") if outcome == "denied" else None,
     }
 
 

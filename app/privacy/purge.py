@@ -23,8 +23,7 @@ from app.settings import Settings
 from app.storage import LocalBlobs
 
 ENDED = (jobs.Status.SUCCEEDED, jobs.Status.FAILED, jobs.Status.CANCELLED)
-FINAL = (requests.Status.COMPLETED, requests.Status.CANCELLED, requests.Status.REOPENED)
-RETRIABLE = (requests.Status.FAILED, requests.Status.EVALUATION_FAILED)
+FINAL, RETRIABLE = requests.FINAL, requests.RETRIABLE
 
 
 def after_job(store: Store, keyring: Keyring, blobs: LocalBlobs, job_id: str, settings: Settings) -> None:

@@ -27,6 +27,8 @@ SCOPES = {
     "requests:read": "read requests and jobs",
     "requests:concept": "read the concept that a request names",
     "requests:admin": "see and cancel everybody's requests",
+    "requests:verify": "say whether who asked is who they say, for anybody's request",
+    "requests:approve": "approve, deny and extend requests of others",
     "requests:reopen": "roll an alias back behind a completed request, which un-forgets someone and reopens it",
     "audit:read": "read and export the audit of everything, and the moves of aliases",
     "keys:write": "make, rotate and revoke keys",
@@ -37,8 +39,9 @@ ROLES: dict[str, tuple[str, ...]] = {
     "owner": ("datasets:read", "datasets:write", "models:read", "models:write", "checkpoints:superseded"),
     "approver": (
         "datasets:read", "models:read", "checkpoints:superseded", "requests:read", "requests:concept", "requests:admin",
-        "audit:read",
+        "requests:approve", "audit:read",
     ),
+    "verifier": ("requests:verify",),
     "auditor": ("datasets:read", "models:read", "requests:read", "requests:admin", "audit:read"),
 }  # fmt: skip
 CUSTOM = "custom"  # of a key whose scopes were chosen one by one
@@ -128,10 +131,9 @@ def _alive(key: ApiKey, clock: float) -> bool:
 
 
 def any_admin(session: Session) -> bool:
-    return (
-        session.scalar(select(ApiKey.id).where(ApiKey.role == "admin", ApiKey.revoked_at.is_(None)).limit(1))
-        is not None
-    )
+    """Whether one lives."""
+    lives = ApiKey.revoked_at.is_(None) & (ApiKey.expires_at.is_(None) | (ApiKey.expires_at > now()))
+    return session.scalar(select(ApiKey.id).where(ApiKey.role == "admin", lives).limit(1)) is not None
 
 
 def every(session: Session) -> list[ApiKey]:

@@ -8,7 +8,7 @@ from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from app.records import history
 from app.records.base import Record, changed, now
-from app.records.request import TERMINAL, Request, Status
+from app.records.request import LIVE, TERMINAL, Request
 
 
 class Role(StrEnum):
@@ -116,7 +116,7 @@ def withdraw(session: Session, dataset_id: str) -> bool:
 
 def used_by_request(session: Session, dataset_id: str) -> bool:
     """Whether a request that has not ended forgets from this set."""
-    active = (Request.forget_dataset_id == dataset_id) & Request.status.in_([Status.QUEUED, Status.RUNNING])
+    active = (Request.forget_dataset_id == dataset_id) & Request.status.in_(LIVE)
     return session.scalar(select(Request.id).where(active).limit(1)) is not None
 
 

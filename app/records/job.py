@@ -156,6 +156,12 @@ def add(session: Session, job: Job) -> None:
     outbox.put(session, "ring")
 
 
+def start(session: Session, request: requests.Request) -> None:
+    """Queue the first rung of the request's ladder: when it is received, approved or retried."""
+    before = of_request(session, request.id)
+    add(session, of_rung(request, 0, before[-1].retry + 1 if before else 0))
+
+
 def claim(session: Session, worker: str, lease_seconds: float) -> Job | None:
     """Take the best claimable job, in the caller's write transaction; None when there is none."""
     other = aliased(Job)
@@ -248,7 +254,7 @@ def _move(session: Session, job: Job, to: requests.Status, actor: str, reason: s
 
 def _climb(session: Session, job: Job, worker: str, ended: requests.Status, reason: str) -> None:
     """Queue the next rung's job; where the ladder ends, so does the request. Who asked to cancel gets no further rung."""
-    request = session.get_one(requests.Request, job.request_id)
+    request = requests.hold(session, job.request_id)
     if job.rung + 1 >= len(request.ladder):
         requests.move(session, request.id, ended, worker, reason)
     elif job.cancel_requested:
@@ -317,11 +323,27 @@ def hold_active(session: Session, model_id: str) -> list[Job]:
 def ask_newest_to_cancel(session: Session, request_id: str, actor: str) -> Job | None:
     """Of a request's jobs, the one that waits or runs; None when the request has ended. A rung that ends in this moment has a
     successor, which is asked instead."""
-    while (job := of_request(session, request_id)[-1]).status in (Status.QUEUED, Status.RUNNING):
-        job = ask_to_cancel(session, job.id, actor)
+    while (found := of_request(session, request_id)) and found[-1].status in (Status.QUEUED, Status.RUNNING):
+        job = ask_to_cancel(session, found[-1].id, actor)
         if job.status == Status.CANCELLED or job.cancel_requested:
             return job
     return None
+
+
+def hold_rungs(session: Session, request_id: str) -> None:
+    """Until the transaction ends nobody claims, ends or follows up the request's queued or running rung."""
+    session.execute(_active_rungs(select(Job.id), request_id).with_for_update())
+
+
+def redate(session: Session, request_id: str, deadline: float) -> None:
+    """The request is due at another time: so is the rung that waits or runs, which may have to wait again."""
+    changed(session, _active_rungs(update(Job), request_id).values(deadline=deadline))
+
+
+def _active_rungs(statement: Any, request_id: str) -> Any:
+    return statement.where(
+        Job.request_id == request_id, Job.kind == Kind.UNLEARN, Job.status.in_([Status.QUEUED, Status.RUNNING])
+    )
 
 
 def of_request(session: Session, request_id: str) -> list[Job]:

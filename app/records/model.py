@@ -7,6 +7,7 @@ from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from app.records import history
 from app.records.base import Record, now
+from app.records.request import Step
 
 
 class Model(Record):
@@ -24,6 +25,9 @@ class Model(Record):
     policy: Mapped[dict[str, Any]]  # kind of forgetting -> list of thresholds
     evaluation: Mapped[dict[str, Any]]
     ladder: Mapped[list[Any] | None]  # of method auto: method and resolved recipe; None: the family's default
+    process: Mapped[dict[str, Any]] = mapped_column(
+        default=lambda: dict.fromkeys(Step, "none")
+    )  # step -> none, required
     created_by: Mapped[str]
     created_at: Mapped[float]
     revision: Mapped[int] = mapped_column(default=1)  # rises with every change; the ETag
@@ -59,6 +63,11 @@ def names(session: Session, ids: set[str]) -> dict[str, str]:
 def uses_dataset(session: Session, dataset_id: str) -> bool:
     columns = (Model.train_id, Model.retain_id, Model.test_id)
     return any(session.scalar(select(Model.id).where(column == dataset_id).limit(1)) for column in columns)
+
+
+def steps(model: Model) -> list[str]:
+    """What its requests need before they are queued, in order."""
+    return [str(step) for step in Step if model.process.get(step) == "required"]
 
 
 def change(session: Session, model: Model, changes: dict[str, Any], actor: str) -> None:

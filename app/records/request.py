@@ -2,6 +2,8 @@
 
 What names the person (concept, sample ids, class) is one sealed column; the data key lies outside the database.
 
+    awaiting_verification -> awaiting_approval -> queued       each only where the model's process asks for it
+    awaiting_* -> denied | expired | cancelled      a person says so; the sweeper, past the due date; who asked
     queued -> running -> completed | evaluation_failed | failed | cancelled
     running -> queued                 the worker was lost or drained, and the job waits again; or the next rung does
     failed | evaluation_failed -> queued       a person retries
@@ -13,7 +15,7 @@ What names the person (concept, sample ids, class) is one sealed column; the dat
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import ForeignKey, Index, LargeBinary, select, update
+from sqlalchemy import ColumnElement, ForeignKey, Index, LargeBinary, Select, select, tuple_, update
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from app.errors import Conflict
@@ -22,24 +24,45 @@ from app.records.base import Record, changed, now
 
 
 class Status(StrEnum):
+    AWAITING_VERIFICATION = "awaiting_verification"
+    AWAITING_APPROVAL = "awaiting_approval"
     QUEUED = "queued"
     RUNNING = "running"
     COMPLETED = "completed"
     EVALUATION_FAILED = "evaluation_failed"
     FAILED = "failed"
     CANCELLED = "cancelled"
+    DENIED = "denied"
+    EXPIRED = "expired"
     REOPENED = "reopened"
 
 
-TERMINAL = (Status.COMPLETED, Status.EVALUATION_FAILED, Status.FAILED, Status.CANCELLED)
+class Step(StrEnum):
+    """What a request may need before it is queued, in this order."""
+
+    VERIFICATION = "verification"
+    APPROVAL = "approval"
+
+
+AWAITING = {Step.VERIFICATION: Status.AWAITING_VERIFICATION, Step.APPROVAL: Status.AWAITING_APPROVAL}
+WAITING = tuple(AWAITING.values())  # for a person: no job exists yet
+LIVE = (*WAITING, Status.QUEUED, Status.RUNNING)
+RETRIABLE = (Status.FAILED, Status.EVALUATION_FAILED)
+FINAL = (Status.COMPLETED, Status.CANCELLED, Status.DENIED, Status.EXPIRED, Status.REOPENED)  # no retry: purged at once
+TERMINAL = (Status.COMPLETED, *RETRIABLE, Status.CANCELLED, Status.DENIED, Status.EXPIRED)
+WITHOUT_WORK = (Status.DENIED, Status.EXPIRED, Status.CANCELLED)  # ends of a request that waits
 MOVES: dict[Status, tuple[Status, ...]] = {
+    Status.AWAITING_VERIFICATION: (Status.AWAITING_APPROVAL, Status.QUEUED, *WITHOUT_WORK),
+    Status.AWAITING_APPROVAL: (Status.QUEUED, *WITHOUT_WORK),
     Status.QUEUED: (Status.RUNNING, Status.CANCELLED, Status.FAILED),
-    Status.RUNNING: (Status.QUEUED, *TERMINAL),
+    Status.RUNNING: (Status.QUEUED, Status.COMPLETED, *RETRIABLE, Status.CANCELLED),
     Status.FAILED: (Status.QUEUED,),
     Status.EVALUATION_FAILED: (Status.QUEUED, Status.COMPLETED),
     Status.COMPLETED: (Status.REOPENED,),
     Status.REOPENED: (Status.COMPLETED,),
     Status.CANCELLED: (),
+    Status.DENIED: (),
+    Status.EXPIRED: (),
 }
 
 
@@ -48,6 +71,7 @@ class Request(Record):
     __table_args__ = (
         Index("ix_requests_created_by_id", "created_by", "id"),
         Index("ix_requests_status_id", "status", "id"),
+        Index("ix_requests_due_at_id", "due_at", "id"),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -56,7 +80,13 @@ class Request(Record):
     status: Mapped[str]
     reason: Mapped[
         str | None
-    ]  # a code: worker_lost, threshold_missed, broken_promise, next_rung, overridden, rolled_back, ...
+    ]  # a code: worker_lost, threshold_missed, broken_promise, next_rung, overridden, rolled_back, why it was denied, ...
+    needs: Mapped[list[Any]] = mapped_column(
+        default=list
+    )  # steps ahead of it, fixed when it was posted; it waits for the first
+    verification: Mapped[dict[str, Any] | None]  # outcome, method, reference, at, by
+    decision: Mapped[dict[str, Any] | None]  # outcome, at, by
+    extension: Mapped[dict[str, Any] | None]  # code, notified_at, due_before, at, by
     sealed: Mapped[bytes] = mapped_column(LargeBinary)  # concept and what to forget, under the request's own key
     forget_kind: Mapped[str]
     forget_count: Mapped[int]
@@ -65,6 +95,7 @@ class Request(Record):
     ladder: Mapped[list[Any]]  # rungs: method and resolved recipe; of a named method one
     seed: Mapped[int]
     reference_id: Mapped[str | None] = mapped_column(ForeignKey("models.id"))
+    regime: Mapped[str] = mapped_column(default="other")  # see app.deadlines
     requested_at: Mapped[float]
     due_at: Mapped[float]
     created_by: Mapped[str]
@@ -75,6 +106,11 @@ class Request(Record):
     @property
     def key_id(self) -> str:
         return self.id
+
+    @property
+    def unanswered(self) -> bool:
+        """Whether its deadline still runs: it has not ended, or failed and may be retried."""
+        return self.finished_at is None or (self.status in RETRIABLE and self.purged_at is None)
 
 
 def add(session: Session, request: Request) -> None:
@@ -93,13 +129,57 @@ def move(
     details: dict[str, Any] | None = None,
 ) -> None:
     """One transition, with its history row, which has `details` too. Raises Conflict when the present status does not allow it."""
-    sources = [status for status, targets in MOVES.items() if to in targets]
+    sources = tuple(status for status, targets in MOVES.items() if to in targets)
+    if not _moved(session, request_id, sources, to, actor, reason, details):
+        raise Conflict(f"The request cannot become {to} from its present status.", code="illegal-transition")
+
+
+def _moved(
+    session: Session,
+    request_id: str,
+    sources: tuple[Status, ...],
+    to: Status,
+    actor: str,
+    reason: str | None = None,
+    details: dict[str, Any] | None = None,
+) -> bool:
     finished = now() if to in TERMINAL else None
     moved = update(Request).where(Request.id == request_id, Request.status.in_(sources))
     if not changed(session, moved.values(status=to, reason=reason, finished_at=finished)):
-        raise Conflict(f"The request cannot become {to} from its present status.", code="illegal-transition")
+        return False
     said = ({"reason": reason} if reason else {}) | (details or {})
     history.write(session, actor, f"request.{to}", request_id, request_id, said)
+    return True
+
+
+def awaited(needs: list[Any]) -> Status:
+    """The status of a request that has these steps ahead of it."""
+    return AWAITING[Step(needs[0])] if needs else Status.QUEUED
+
+
+def go_on(session: Session, request: Request, actor: str) -> Status:
+    """The step that it waits for is done: it waits for the next one, or is queued, and then the caller adds its job. The
+    caller holds the request."""
+    request.needs = request.needs[1:]
+    after = awaited(request.needs)
+    move(session, request.id, after, actor)
+    return after
+
+
+def cancel_waiting(session: Session, request_id: str, actor: str) -> bool:
+    """Cancel it if it waits for a person; false when it does not, so that its job must be asked."""
+    return _moved(session, request_id, WAITING, Status.CANCELLED, actor)
+
+
+def expire_waiting(session: Session, actor: str) -> list[str]:
+    """End those for which nobody decided until they were due; their ids."""
+    late = (
+        select(Request).where(Request.status.in_(WAITING), Request.due_at < now()).order_by(Request.due_at).limit(500)
+    )
+    found = list(session.scalars(late.with_for_update(skip_locked=True)))
+    for request in found:
+        _moved(session, request.id, WAITING, Status.EXPIRED, actor, f"no_{request.needs[0]}")
+    return [request.id for request in found]
 
 
 def hold(session: Session, request_id: str) -> Request:
@@ -118,7 +198,35 @@ def page(
     external_id: str | None = None,
 ) -> list[Request]:
     """Newest first. `owner` None means everybody's."""
-    query = select(Request).order_by(Request.id.desc()).limit(limit)
+    query = _filtered(owner, status, model_id, external_id).order_by(Request.id.desc()).limit(limit)
+    return list(session.scalars(query.where(Request.id < after) if after is not None else query))
+
+
+def at_risk(
+    session: Session,
+    *,
+    seconds: float,
+    owner: str | None,
+    after: tuple[float, str] | None,
+    limit: int,
+    status: str | None = None,
+    model_id: str | None = None,
+    external_id: str | None = None,
+) -> list[Request]:
+    """Unanswered and due within so many seconds, or overdue; nearest deadline first, from the (due_at, id) `after` on."""
+    query = _filtered(owner, status, model_id, external_id).where(_unanswered(), Request.due_at <= now() + seconds)
+    if after is not None:
+        query = query.where(tuple_(Request.due_at, Request.id) > tuple_(*after))
+    return list(session.scalars(query.order_by(Request.due_at, Request.id).limit(limit)))
+
+
+def _unanswered() -> ColumnElement[bool]:
+    """`Request.unanswered`, as the database says it."""
+    return Request.finished_at.is_(None) | (Request.status.in_(RETRIABLE) & Request.purged_at.is_(None))
+
+
+def _filtered(owner: str | None, status: str | None, model_id: str | None, external_id: str | None) -> Select[Any]:
+    query = select(Request)
     for column, value in (
         (Request.created_by, owner),
         (Request.status, status),
@@ -127,7 +235,7 @@ def page(
     ):
         if value is not None:
             query = query.where(column == value)
-    return list(session.scalars(query.where(Request.id < after) if after is not None else query))
+    return query
 
 
 def with_status(session: Session, ids: list[str], status: Status) -> list[str]:
@@ -138,8 +246,8 @@ def with_status(session: Session, ids: list[str], status: Status) -> list[str]:
 
 
 def unended(session: Session) -> list[str]:
-    """Ids of requests that are worked on, or will be."""
-    return list(session.scalars(select(Request.id).where(Request.status.in_([Status.QUEUED, Status.RUNNING]))))
+    """Ids of requests that are worked on, or may be."""
+    return list(session.scalars(select(Request.id).where(Request.status.in_(LIVE))))
 
 
 def reopened(session: Session, model_id: str) -> list[str]:
@@ -149,8 +257,6 @@ def reopened(session: Session, model_id: str) -> list[str]:
 
 def past_retention(session: Session, failed_seconds: float) -> list[str]:
     """Ended requests whose forget set must go now: at once, or after `failed_seconds` where a retry is possible."""
-    at_once = Request.status.in_([Status.COMPLETED, Status.CANCELLED, Status.REOPENED])
-    kept = Request.status.in_([Status.FAILED, Status.EVALUATION_FAILED]) & (
-        Request.finished_at < now() - failed_seconds
-    )
+    at_once = Request.status.in_(FINAL)
+    kept = Request.status.in_(RETRIABLE) & (Request.finished_at < now() - failed_seconds)
     return list(session.scalars(select(Request.id).where(Request.purged_at.is_(None), at_once | kept).limit(500)))

@@ -6,6 +6,7 @@ import itertools
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -48,13 +49,14 @@ _numbers = itertools.count()
 class Row:
     """`scope` opens it (OPEN: no key is needed). `status`: for one who may. `thing`: makes what the call is about, which is
     the caller's own or another's; then `foreign` is the status for another's, `seen` for a key that sees everybody's (by
-    default as for one's own). `call`: from the thing's id, what is sent; path parameters are filled from `path`."""
+    default as for one's own). `own`: the status where it is one's own and another must do it. `call`: from the thing's id, what is sent; path parameters are filled from `path`."""
 
     scope: str
     status: int
     thing: "Callable[[World, str], str] | None" = None
     foreign: int = 404
     seen: int | None = None
+    own: int | None = None
     path: dict[str, str] = field(default_factory=dict)
     call: "Callable[[World, str], dict[str, Any]]" = lambda world, thing: {}
 
@@ -81,6 +83,20 @@ def a_failed_request(world: World, owner: str) -> str:
         session.execute(update(requests.Request).where(requests.Request.id == request_id).values(status="failed"))
         session.execute(update(jobs.Job).where(jobs.Job.request_id == request_id).values(status="failed"))
     return request_id
+
+
+def a_request_to_verify(world: World, owner: str) -> str:
+    return _waiting(world, owner, "verification")
+
+
+def a_request_to_approve(world: World, owner: str) -> str:
+    return _waiting(world, owner, "approval")
+
+
+def _waiting(world: World, owner: str, step: str) -> str:
+    change = {"json": {"process": {step: "required"}}, "headers": {"If-Match": "*"}}
+    assert world.admin.patch("/v1/models/overruled", **change).status_code == 200
+    return _given(world, requests.Request, asked(world.admin, model="overruled")["id"], owner)
 
 
 def an_attackable_request(world: World, owner: str) -> str:
@@ -190,6 +206,20 @@ ROWS = {
     ("get", REQUEST + "/preview.png"): Row("requests:concept", 200, a_request),
     ("post", REQUEST + "/cancel"): Row("requests:create", 202, a_request),
     ("post", REQUEST + "/retry"): Row("requests:create", 202, a_failed_request),
+    ("post", REQUEST + "/verification"): Row(
+        "requests:verify", 200, a_request_to_verify, foreign=200, own=403,
+        call=sends(json={"outcome": "verified", "method": "other"}),
+    ),
+    ("post", REQUEST + "/approve"): Row("requests:approve", 202, a_request_to_approve, own=403),
+    ("post", REQUEST + "/deny"): Row(
+        "requests:approve", 200, a_request_to_approve, own=403, call=sends(json={"code": "other"})
+    ),
+    ("post", REQUEST + "/extend"): Row(
+        "requests:approve", 200, a_request,
+        call=lambda world, _: {
+            "json": {"code": "complexity", "notified_at": datetime.now(UTC).isoformat(), "due_at": "2035-01-01T00:00:00Z"}
+        },
+    ),
     ("get", REQUEST + "/attacks"): Row("requests:read", 200, a_request),
     ("post", REQUEST + "/attacks"): Row("requests:create", 202, an_attackable_request, call=sends(json=QUANTISED)),
     ("get", JOB): Row("requests:read", 200, an_ended_job),
@@ -221,7 +251,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     lethe = deploy(Settings(data=folder / "lethe", rate_limit="", rate_limit_address=""))
     migration.upgrade(lethe.store)
     made = build(lethe, folder)
-    assert register(made, "overruled", made.directory).status_code == 201
+    assert register(made, "overruled", made.directory, retain="train-set").status_code == 201
     numbers = [add_version(made, folder)[0] for _ in range(2)]
     assert len(numbers) == 2
     with lethe.store.write() as session:  # 1 is the base: 2 and 3 have reports and pictures
@@ -281,7 +311,7 @@ def test_each_role_may_what_its_scopes_say(
     row, documented = ROWS[operation], document["paths"][operation[1]][operation[0]]["responses"]
     for role, caller in callers.items():
         sees_all = SEES_ALL in caller.scopes
-        expected = {"own": row.status, "foreign": (row.seen or row.status) if sees_all else row.foreign}
+        expected = {"own": row.own or row.status, "foreign": (row.seen or row.status) if sees_all else row.foreign}
         for whose, owner in (("own", caller.actor), ("foreign", "key:somebody-else")):
             if whose == "foreign" and row.thing is None:
                 continue
@@ -291,7 +321,8 @@ def test_each_role_may_what_its_scopes_say(
             assert answer.status_code == status, (role, whose, answer.text[:300])
             assert str(status) in documented, (role, whose)
             if status >= 400:
-                refused(answer, status, "missing-scope" if status == 403 else "not-found")
+                code = "missing-scope" if not allowed else "separation-of-duties" if status == 403 else "not-found"
+                refused(answer, status, code)
 
 
 @pytest.mark.parametrize("operation", CASES, ids=" ".join)

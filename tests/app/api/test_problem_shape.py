@@ -25,6 +25,8 @@ ADMINS = {
     ("post", "/v1/models/{name}/checkpoints/{number}/override"),
     ("put", "/v1/models/{name}/aliases/{alias}"), ("delete", "/v1/models/{name}/aliases/{alias}"),
     ("post", "/v1/models/{name}/aliases/{alias}/rollback"), ("get", "/v1/models/{name}/aliases/{alias}/history"),
+    ("post", "/v1/requests/{request_id}/verification"), ("post", "/v1/requests/{request_id}/approve"),
+    ("post", "/v1/requests/{request_id}/deny"), ("post", "/v1/requests/{request_id}/extend"),
 }  # fmt: skip
 BODIES: dict[tuple[str, str], dict[str, object]] = {  # without one, these are 415 before anything is looked up
     ("patch", "/v1/models/{name}"): {"test": None},
@@ -32,6 +34,9 @@ BODIES: dict[tuple[str, str], dict[str, object]] = {  # without one, these are 4
     ("post", "/v1/models/{name}/aliases/{alias}/rollback"): {"reason": "x"},
     ("post", "/v1/models/{name}/checkpoints/{number}/override"): {"code": "other", "reason": "x"},
     ("post", "/v1/keys/{key_id}/rotate"): {},
+    ("post", "/v1/requests/{request_id}/verification"): {"outcome": "verified", "method": "other"},
+    ("post", "/v1/requests/{request_id}/deny"): {"code": "other"},
+    ("post", "/v1/requests/{request_id}/extend"): {"code": "complexity", "notified_at": "2027-01-01T00:00:00Z"},
     ("post", "/v1/requests/{request_id}/attacks"): {"attacks": {"quantised_copies": {}}},
 }
 
