@@ -18,6 +18,7 @@ from app import logs, migration
 from app.alias_commands import alias, rollback
 from app.attack_command import attack
 from app.audit_commands import audit
+from app.bulk_command import request_bulk
 from app.catalog_view import catalogue
 from app.client import DEFAULT_URL, Damaged, Lethe, Problem
 from app.deployment import deploy
@@ -71,6 +72,7 @@ main.add_command(audit)
 main.add_command(rollback)
 main.add_command(override)
 main.add_command(protocol)
+main.add_command(request_bulk)
 
 
 @main.command()

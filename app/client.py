@@ -121,6 +121,15 @@ class Lethe:
         )
         return answer
 
+    def request_bulk(self, bodies: list[Any], idempotency_key: str | None = None) -> list[dict[str, Any]]:
+        """Post up to 100 deletion requests, each a body as POST /v1/requests takes it. One result for each, in order: its
+        `status`, and the `request` that was stored or the `problem` for which it was refused. Sent again under the same key, what
+        was stored is answered again and the rest is done."""
+        named = {"Idempotency-Key": idempotency_key or str(uuid.uuid4())}
+        answer = self.call("POST", "/v1/requests/bulk", json={"requests": bodies}, headers=named, timeout=PATIENT)
+        results: list[dict[str, Any]] = answer["results"]
+        return results
+
     def preview(self, request_id: str) -> bytes:
         """A PNG of a few samples that a request selects; needs the scope requests:concept."""
         response = self.http.get(f"/v1/requests/{request_id}/preview.png")

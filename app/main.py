@@ -9,6 +9,7 @@ from app.api import (
     aliases,
     attacks,
     audit,
+    bulk,
     checkpoints,
     datasets,
     docs,
@@ -62,7 +63,7 @@ def create_app(lethe: Deployment | None = None) -> FastAPI:
     app.state.lethe = deployment
     problems.install(app, deployment)
     about_models = (datasets, models, aliases, checkpoints, overrides, downloads)
-    for resource in (*about_models, requests, attacks, jobs, audit, keys, schemas, health):
+    for resource in (*about_models, bulk, requests, attacks, jobs, audit, keys, schemas, health):
         app.include_router(resource.router)
     docs.install(app)
     openapi.describe(app)

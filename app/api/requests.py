@@ -34,6 +34,7 @@ Poster = Annotated[ApiKey, Depends(need("requests:create"))]
 Reader = Annotated[ApiKey, Depends(need("requests:read"))]
 Concept = Annotated[ApiKey, Depends(need("requests:concept"))]
 Source = Literal["uploaded", "registered", "generated"]
+MOST_DUPLICATES = 10  # told with a request; the filter duplicate_of lists all
 PNG = {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}
 
 
@@ -167,6 +168,9 @@ class RequestOut(BaseModel):
     created_at: str
     finished_at: str | None
     forget_set_purged_at: str | None
+    duplicates: list[str] = Field(
+        description="Ids of earlier requests that ask the same of the same model, newest first, at most 10: one's own, or everybody's with the scope requests:admin. Told, and no more: a duplicate is done as any other."
+    )
 
 
 @router.post("", status_code=202, response_model=RequestOut, responses=refusals(404, 409, 507))
@@ -185,7 +189,7 @@ async def post_request(
 
     With method auto each rung is a job of its own, from the model's head; the next one is queued when one misses the policy, or
     fails by what it ran."""
-    wish, sees_all = _wish(body), "requests:admin" in key.scopes
+    wish, sees_all = wish_of(body), "requests:admin" in key.scopes
     request_id = await run_in_threadpool(once.made, lambda: submit(lethe, wish, key.actor, sees_all, once))
     tell(once, response)
     if preferred(prefer) and not once.replayed:
@@ -196,7 +200,7 @@ async def post_request(
     return await run_in_threadpool(_accepted, lethe, request_id, response, key)
 
 
-def _wish(body: RequestIn) -> Wish:
+def wish_of(body: RequestIn) -> Wish:
     return Wish(
         model=body.model,
         concept=body.concept,
@@ -225,24 +229,28 @@ def list_requests(
     status: Status | None = None,
     model: Annotated[str | None, Query(max_length=100)] = None,
     external_id: Annotated[str | None, Query(max_length=200)] = None,
+    duplicate_of: Annotated[
+        str | None, Query(max_length=100, description="Id of a request: those that ask the same of the same model.")
+    ] = None,
 ) -> dict[str, Any]:
     """Requests, newest first: one's own, or everybody's with the scope requests:admin."""
-    owner = None if "requests:admin" in key.scopes else key.actor
+    like = find(lethe, duplicate_of, key) if duplicate_of else None
     with lethe.store.read() as session:
         named = models.find(session, model) if model else None
         if model and named is None:
             raise NotFound("model")
         found = requests.page(
             session,
-            owner=owner,
+            owner=_owner(key),
             after=last_seen(after),
             limit=limit + 1,
             status=status,
             model_id=named.id if named else None,
             external_id=external_id,
+            duplicate_of=like,
         )
     page = paged(found, limit, lambda each: each.id, request, response)
-    return {**page, "data": _rows(lethe, page["data"])}
+    return {**page, "data": _rows(lethe, page["data"], key)}
 
 
 async def until_ended(
@@ -257,7 +265,7 @@ def get_request(request_id: str, response: Response, lethe: Lethe, key: Reader) 
     found = find(lethe, request_id, key)
     if found.status in (Status.QUEUED, Status.RUNNING):
         response.headers["Retry-After"] = "1"
-    return _out(lethe, found, key)
+    return shown(lethe, found, key)
 
 
 @router.get(
@@ -311,7 +319,7 @@ def retry_request(
 def _accepted(lethe: Deployment, request_id: str, response: Response, key: ApiKey) -> dict[str, Any]:
     response.headers["Location"] = f"/v1/requests/{request_id}"
     response.headers["Retry-After"] = "1"
-    return _out(lethe, find(lethe, request_id, key), key)
+    return shown(lethe, find(lethe, request_id, key), key)
 
 
 def find(lethe: Deployment, request_id: str, key: ApiKey) -> requests.Request:
@@ -326,13 +334,19 @@ def _ended(lethe: Deployment, request_id: str, key: ApiKey) -> bool:
     return find(lethe, request_id, key).status not in (Status.QUEUED, Status.RUNNING)
 
 
-def _out(lethe: Deployment, request: requests.Request, key: ApiKey) -> dict[str, Any]:
+def shown(lethe: Deployment, request: requests.Request, key: ApiKey) -> dict[str, Any]:
+    """A request as its owner, or who sees everybody's, is answered."""
     concept = _concept(lethe, request) if "requests:concept" in key.scopes else None
-    return {**_rows(lethe, [request])[0], "concept": concept}
+    return {**_rows(lethe, [request], key)[0], "concept": concept}
 
 
-def _rows(lethe: Deployment, found: list[requests.Request]) -> list[dict[str, Any]]:
-    """Requests without their concepts, with what belongs to them, in six queries whatever their number."""
+def _owner(key: ApiKey) -> str | None:
+    """Whose requests the key sees; None: everybody's."""
+    return None if "requests:admin" in key.scopes else key.actor
+
+
+def _rows(lethe: Deployment, found: list[requests.Request], key: ApiKey) -> list[dict[str, Any]]:
+    """Requests without their concepts, with what belongs to them, in seven queries whatever their number."""
     ids = [request.id for request in found]
     with lethe.store.read() as session:
         names = models.names(
@@ -341,12 +355,15 @@ def _rows(lethe: Deployment, found: list[requests.Request]) -> list[dict[str, An
         work = jobs.of_requests(session, ids)
         made = checkpoints.numbers_of_requests(session, ids)
         measured = checkpoints.of_jobs(session, ids)
+        before = requests.duplicates(session, ids, _owner(key), MOST_DUPLICATES)
         uploaded = datasets.sealed(session, {each for request in found if (each := request.forget_dataset_id)})
     own: dict[str, list[dict[str, Any]]] = {request_id: [] for request_id in ids}
     for job in work:
         own[job.request_id].append(_brief(job, *measured.get(job.id, (None, None))))
     return [
-        _row(request, names, own[request.id], made.get(request.id), _source(request, uploaded)) for request in found
+        _row(request, names, own[request.id], made.get(request.id), _source(request, uploaded))
+        | {"duplicates": before[request.id]}
+        for request in found
     ]
 
 

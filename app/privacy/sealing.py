@@ -1,7 +1,7 @@
 """Keys and the sealing of personal data: whoever unlinks one key file has erased what it sealed.
 
 A `Keyring` is a private folder outside the database and its backups: one master key, one wrapped key file per sealed
-object, and named keys with a lifetime of their own (`hmac`, `fingerprint`). Copies of ciphertext may stay anywhere.
+object, and named keys with a lifetime of their own (`hmac`, `fingerprint`, `duplicates`). Copies of ciphertext may stay anywhere.
 
 Sealed form: magic (8 bytes), salt (16), then chunks of 1 MiB under AES-256-GCM with a key derived from the object's key
 and the salt. Each chunk's nonce and associated data carry its number, whether it is the last, and the caller's context,
@@ -11,6 +11,7 @@ so a sealed form that was cut, reordered, spliced or moved to another context do
 import base64
 import binascii
 import hashlib
+import json
 import os
 import re
 import secrets
@@ -141,6 +142,12 @@ def fingerprint(key: bytes, digest: str) -> str:
     """Keyed digest (BLAKE2b, 256 bits, hex) of a digest of decoded pixels; without the key nobody can test a guess. The
     process that decodes never has the key."""
     return hashlib.blake2b(bytes.fromhex(digest), key=key, digest_size=32, person=b"lethe-digest").hexdigest()
+
+
+def request_fingerprint(key: bytes, model_id: str, kind: str, asked: list[str]) -> str:
+    """Keyed digest (BLAKE2b, 256 bits, hex) of what a request asks: equal for equal ones, and telling nothing else."""
+    text = json.dumps([model_id, kind, asked]).encode()
+    return hashlib.blake2b(text, key=key, digest_size=32, person=b"lethe-request").hexdigest()
 
 
 def seal(key: bytes, plaintext: bytes, context: bytes) -> bytes:

@@ -13,8 +13,8 @@ What names the person (concept, sample ids, class) is one sealed column; the dat
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import ForeignKey, Index, LargeBinary, select, update
-from sqlalchemy.orm import Mapped, Session, mapped_column
+from sqlalchemy import ForeignKey, Index, LargeBinary, func, select, update
+from sqlalchemy.orm import Mapped, Session, aliased, mapped_column
 
 from app.errors import Conflict
 from app.records import history
@@ -58,6 +58,7 @@ class Request(Record):
         str | None
     ]  # a code: worker_lost, threshold_missed, broken_promise, next_rung, overridden, rolled_back, ...
     sealed: Mapped[bytes] = mapped_column(LargeBinary)  # concept and what to forget, under the request's own key
+    fingerprint: Mapped[str | None] = mapped_column(index=True)  # keyed digest of what it asks of the model
     forget_kind: Mapped[str]
     forget_count: Mapped[int]
     forget_dataset_id: Mapped[str | None] = mapped_column(ForeignKey("datasets.id"))
@@ -116,8 +117,9 @@ def page(
     status: str | None = None,
     model_id: str | None = None,
     external_id: str | None = None,
+    duplicate_of: Request | None = None,
 ) -> list[Request]:
-    """Newest first. `owner` None means everybody's."""
+    """Newest first. `owner` None means everybody's. `duplicate_of`: those that ask the same of the same model."""
     query = select(Request).order_by(Request.id.desc()).limit(limit)
     for column, value in (
         (Request.created_by, owner),
@@ -127,6 +129,8 @@ def page(
     ):
         if value is not None:
             query = query.where(column == value)
+    if duplicate_of is not None:  # an erased fingerprint equals no other
+        query = query.where(Request.fingerprint == (duplicate_of.fingerprint or ""), Request.id != duplicate_of.id)
     return list(session.scalars(query.where(Request.id < after) if after is not None else query))
 
 
@@ -149,3 +153,17 @@ def past_retention(session: Session, failed_seconds: float) -> list[str]:
         Request.finished_at < now() - failed_seconds
     )
     return list(session.scalars(select(Request.id).where(Request.purged_at.is_(None), at_once | kept).limit(500)))
+
+
+def duplicates(session: Session, ids: list[str], owner: str | None, most: int) -> dict[str, list[str]]:
+    """For each of these requests the earlier ones that ask the same of the same model, newest first, at most `most`.
+    `owner` None means everybody's."""
+    earlier = aliased(Request)
+    place = func.row_number().over(partition_by=Request.id, order_by=earlier.id.desc()).label("place")
+    same = (earlier.fingerprint == Request.fingerprint) & (earlier.id < Request.id)
+    pairs = select(Request.id, earlier.id.label("earlier"), place).join(earlier, same).where(Request.id.in_(ids))
+    found = (pairs.where(earlier.created_by == owner) if owner is not None else pairs).subquery()
+    told: dict[str, list[str]] = {request_id: [] for request_id in ids}
+    for row in session.execute(select(found).where(found.c.place <= most).order_by(found.c.id, found.c.place)):
+        told[row.id].append(row.earlier)
+    return told
