@@ -25,6 +25,7 @@ from app.deployment import deploy
 from app.display import Watcher, console, json_option, show_comparison, show_report, show_rungs, value_of
 from app.embedded import run_embedded, wait_for_dependencies, worker_command
 from app.errors import Refused
+from app.estimate_display import show_estimate
 from app.override_command import override
 from app.protocol_commands import protocol
 from app.records import api_key as api_keys
@@ -248,6 +249,7 @@ def upload(source: Path, role: str, name: str | None, as_json: bool) -> None:
 @click.option("--external-id", help="Your own id for it, stored in plain.")
 @click.option("--due", help="Until when it must be done, such as 2027-01-31T00:00:00Z.")
 @click.option("--wait/--no-wait", default=False, help="Watch it to its end.")
+@click.option("--dry-run", is_flag=True, help="Say what it would select, change and cost, and ask for nothing.")
 @json_option
 def request(
     model: str,
@@ -264,6 +266,7 @@ def request(
     external_id: str,
     due: str,
     wait: bool,
+    dry_run: bool,
     as_json: bool,
 ) -> None:
     """Ask that MODEL forget a class, samples, an uploaded forget set or, with --concept alone, all that it names."""
@@ -271,12 +274,14 @@ def request(
     generate = _given(forget=generate_forget, retain=generate_retain)
     recipe = {name: value_of(text) for name, _, text in (pair.partition("=") for pair in settings_)}
     with Lethe() as lethe:
-        posted = lethe.request(
+        posted = (lethe.estimate if dry_run else lethe.request)(
             model, forget or None, generate=generate or None,
             concept=concept, method=method, recipe=recipe, seed=seed, reference=reference,
             external_id=external_id, due_at=due,
         )  # fmt: skip
-        if wait:
+        if dry_run:
+            show_estimate(posted, as_json)
+        elif wait:
             _watch(lethe, posted["id"], as_json)
         else:
             click.echo(json.dumps(posted, indent=2) if as_json else f"{posted['id']} {posted['status']}")

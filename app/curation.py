@@ -56,12 +56,13 @@ class Found:
 
 @dataclass(frozen=True)
 class Choice:
-    """What a wish selects. `asked`: what is to be forgotten in one spelling, equal for equal wishes; it is personal data."""
+    """What a wish selects. `labels`: how many labels the forget set has at most. `asked`: what is to be forgotten in one spelling, equal for equal wishes; it is personal data."""
 
     source: Dataset | None  # None where the base model shows it
     what: dict[str, Any]  # to be sealed
     count: int
     retained: int
+    labels: int
     asked: list[str]
 
 
@@ -112,8 +113,16 @@ def choose(lethe: Deployment, found: Found, kind: str, wish: Wish) -> Choice:
         what,
         count=wish.generate["forget"] if selection.forget is None else len(selection.forget),
         retained=wish.generate["retain"] if selection.retain is None else len(selection.retain),
+        labels=_label_count(kind, index, selection.forget),
         asked=_asked(what, index, selection.forget or [], names),
     )
+
+
+def _label_count(kind: str, index: Index | None, forget: list[int] | None) -> int:
+    """What only its caption selects is called by the concept, which may be a label more."""
+    if index is None or forget is None:
+        return 1
+    return len({index["samples"][at]["label"] for at in forget}) + (kind == "concept")
 
 
 def _asked(what: dict[str, Any], index: Index | None, forget: list[int], names: list[str]) -> list[str]:
