@@ -5,6 +5,7 @@ import sys
 from typing import Any, TextIO
 
 import click
+from rich.markup import escape
 from rich.table import Column, Table
 
 from app.client import Lethe
@@ -45,5 +46,5 @@ def _table(bodies: list[Any], results: list[dict[str, Any]]) -> Table:
         model = str(body.get("model", "")) if isinstance(body, dict) else ""
         told = each["request"]["id"] if each["request"] else each["problem"]["detail"]
         again = " (stored before)" if each["replayed"] else ""
-        table.add_row(str(each["index"]), model, str(each["status"]), f"{told}{again}")
+        table.add_row(str(each["index"]), escape(model), str(each["status"]), escape(f"{told}{again}"))
     return table

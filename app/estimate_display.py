@@ -33,7 +33,7 @@ def show_estimate(found: dict[str, Any], as_json: bool) -> None:
 
 def _seconds(measured: dict[str, Any]) -> str:
     if measured["median"] is None:
-        return f"not known: {measured['about']}"
+        return "not known"
     return f"{measured['median']:.0f} ({measured['min']:.0f} to {measured['max']:.0f}) in {measured['about']}"
 
 
