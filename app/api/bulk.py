@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from app.api.dependencies import Lethe
 from app.api.once import Idempotent, tell
 from app.api.openapi import PROBLEM
-from app.api.problems import document_of
+from app.api.problems import document_of, only_post
 from app.api.requests import Poster, RequestIn, RequestOut, find, shown, wish_of
 from app.deployment import Deployment
 from app.idempotency import Once
@@ -18,6 +18,7 @@ from app.records.api_key import ApiKey
 from app.submission import submit
 
 router = APIRouter(prefix="/v1/requests/bulk", tags=["requests"])
+router.add_api_route("", only_post, methods=["GET"], include_in_schema=False)
 MOST = 100
 STORED = 202  # what a POST of one request answers
 Item = Annotated[RequestIn | Any, Field(union_mode="left_to_right")]  # what is no request is that item's problem alone

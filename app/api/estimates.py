@@ -8,11 +8,13 @@ from pydantic import BaseModel, Field
 from app.api.dependencies import Lethe
 from app.api.once import Idempotent
 from app.api.openapi import refusals
+from app.api.problems import only_post
 from app.api.requests import Poster, RequestIn, Source, wish_of
 from app.estimate import Basis, Measured, RungEstimate, estimate
 from app.records.checkpoint import Checkpoint
 
 router = APIRouter(prefix="/v1/requests/estimate", tags=["requests"])
+router.add_api_route("", only_post, methods=["GET"], include_in_schema=False)
 ABOUT = {
     "same_recipe": "{n} earlier job{s} of this model with this recipe",
     "same_method": "{n} earlier job{s} of this model with this method and another recipe",

@@ -58,6 +58,11 @@ def document_of(request: Request, error: Exception) -> dict[str, Any]:
     return document
 
 
+def only_post() -> None:
+    """GET where the path would else be taken for an id."""
+    raise HTTPException(405, "Method Not Allowed", {"Allow": "POST"})
+
+
 def _invalid(handler: Any, request: Request, error: RequestValidationError) -> Problem:
     """Names field and rule; never repeats the value, which may be personal data."""
     found = error.errors()
