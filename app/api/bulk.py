@@ -18,7 +18,7 @@ from app.records.api_key import ApiKey
 from app.submission import submit
 
 router = APIRouter(prefix="/v1/requests/bulk", tags=["requests"])
-router.add_api_route("", only_post, methods=["GET"], include_in_schema=False)
+router.add_api_route("", only_post, methods=["GET", "PUT", "PATCH", "DELETE"], include_in_schema=False)
 MOST = 100
 STORED = 202  # what a POST of one request answers
 Item = Annotated[RequestIn | Any, Field(union_mode="left_to_right")]  # what is no request is that item's problem alone

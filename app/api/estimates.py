@@ -14,7 +14,7 @@ from app.estimate import Basis, Measured, RungEstimate, estimate
 from app.records.checkpoint import Checkpoint
 
 router = APIRouter(prefix="/v1/requests/estimate", tags=["requests"])
-router.add_api_route("", only_post, methods=["GET"], include_in_schema=False)
+router.add_api_route("", only_post, methods=["GET", "PUT", "PATCH", "DELETE"], include_in_schema=False)
 ABOUT = {
     "same_recipe": "{n} earlier job{s} of this model with this recipe",
     "same_method": "{n} earlier job{s} of this model with this method and another recipe",

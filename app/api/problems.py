@@ -59,7 +59,7 @@ def document_of(request: Request, error: Exception) -> dict[str, Any]:
 
 
 def only_post() -> None:
-    """GET where the path would else be taken for an id."""
+    """Other verbs where the path would else be taken for an id."""
     raise HTTPException(405, "Method Not Allowed", {"Allow": "POST"})
 
 
