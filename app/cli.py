@@ -18,6 +18,7 @@ from app import logs, migration, prompts
 from app.alias_commands import alias, rollback
 from app.attack_command import attack
 from app.audit_commands import audit
+from app.bulk_command import request_bulk
 from app.catalog_view import catalogue
 from app.client import DEFAULT_URL, Damaged, Lethe, Problem
 from app.deadlines import Regime
@@ -25,6 +26,7 @@ from app.deployment import deploy
 from app.display import Watcher, console, json_option, show_comparison, show_report, show_rungs, value_of
 from app.embedded import run_embedded, wait_for_dependencies, worker_command
 from app.errors import Refused
+from app.estimate_display import show_estimate
 from app.keyring_commands import keyring
 from app.lifecycle_commands import approve, deny, extend, verify
 from app.override_command import override
@@ -78,6 +80,7 @@ main.add_command(keyring)
 main.add_command(rollback)
 main.add_command(override)
 main.add_command(protocol)
+main.add_command(request_bulk)
 
 
 @main.command()
@@ -262,6 +265,7 @@ def upload(source: Path, role: str, name: str | None, as_json: bool) -> None:
     help="Which law's periods hold (default other).",
 )
 @click.option("--wait/--no-wait", default=False, help="Watch it to its end.")
+@click.option("--dry-run", is_flag=True, help="Say what it would select, change and cost, and ask for nothing.")
 @json_option
 def request(
     model: str,
@@ -279,6 +283,7 @@ def request(
     due: str,
     regime: str | None,
     wait: bool,
+    dry_run: bool,
     as_json: bool,
 ) -> None:
     """Ask that MODEL forget a class, samples, an uploaded forget set or, with --concept alone, all that it names."""
@@ -286,12 +291,14 @@ def request(
     generate = _given(forget=generate_forget, retain=generate_retain)
     recipe = {name: value_of(text) for name, _, text in (pair.partition("=") for pair in settings_)}
     with Lethe() as lethe:
-        posted = lethe.request(
+        posted = (lethe.estimate if dry_run else lethe.request)(
             model, forget or None, generate=generate or None,
             concept=concept, method=method, recipe=recipe, seed=seed, reference=reference,
             external_id=external_id, due_at=due, regime=regime,
         )  # fmt: skip
-        if wait:
+        if dry_run:
+            show_estimate(posted, as_json)
+        elif wait:
             _watch(lethe, posted["id"], as_json)
         else:
             click.echo(json.dumps(posted, indent=2) if as_json else f"{posted['id']} {posted['status']}")

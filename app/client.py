@@ -115,11 +115,25 @@ class Lethe:
         """Post a deletion request; without `forget`, the option concept alone says what to forget. Further options:
         method (auto), recipe, generate, seed, reference, external_id, regime, due_at, ... However often the network fails, it is one
         request."""
-        given = {key: value for key, value in {**options, "forget": forget}.items() if value is not None}
+        body = _wished(model, forget, options)
         answer: dict[str, Any] = self.call(
-            "POST", "/v1/requests", json={"model": model, **given}, headers={"Idempotency-Key": str(uuid.uuid4())}
+            "POST", "/v1/requests", json=body, headers={"Idempotency-Key": str(uuid.uuid4())}
         )
         return answer
+
+    def estimate(self, model: str, forget: dict[str, Any] | None = None, **options: Any) -> dict[str, Any]:
+        """What the same call of `request` would select, change and cost; nothing is stored."""
+        answer: dict[str, Any] = self.call("POST", "/v1/requests/estimate", json=_wished(model, forget, options))
+        return answer
+
+    def request_bulk(self, bodies: list[Any], idempotency_key: str | None = None) -> list[dict[str, Any]]:
+        """Post up to 100 deletion requests, each a body as POST /v1/requests takes it. One result for each, in order: its
+        `status`, and the `request` that was stored or the `problem` for which it was refused. Sent again under the same key, what
+        was stored is answered again and the rest is done."""
+        named = {"Idempotency-Key": idempotency_key or str(uuid.uuid4())}
+        answer = self.call("POST", "/v1/requests/bulk", json={"requests": bodies}, headers=named, timeout=PATIENT)
+        results: list[dict[str, Any]] = answer["results"]
+        return results
 
     def preview(self, request_id: str) -> bytes:
         """A PNG of a few samples that a request selects; needs the scope requests:concept."""
@@ -318,6 +332,10 @@ class Lethe:
                 for piece in response.iter_bytes(1 << 20):
                     opened.write(piece)
                     yield opened.tell()
+
+
+def _wished(model: str, forget: dict[str, Any] | None, options: dict[str, Any]) -> dict[str, Any]:
+    return {"model": model} | {key: value for key, value in {**options, "forget": forget}.items() if value is not None}
 
 
 def _sha256(path: Path) -> str:

@@ -13,9 +13,9 @@ from app.deployment import Deployment
 from app.errors import NotFound, Refused
 from app.evaluators import real_labels
 from app.privacy.concept import naming, words
-from app.privacy.fingerprints import marks_of
+from app.privacy.fingerprints import in_order, marks_of
 from app.privacy.sealing import KeyGone
-from app.privacy.selection import Index, about, check, job_labels, label_map, read_index, rule_of, select
+from app.privacy.selection import Index, about, check, job_labels, label_map, labels_whole, read_index, rule_of, select
 from app.records.dataset import Dataset
 from app.records.model import Model
 from app.storage import BlobMissing
@@ -57,6 +57,18 @@ class Found:
     marks: set[str]
 
 
+@dataclass(frozen=True)
+class Choice:
+    """What a wish selects. `labels`: how many labels the forget set has at most. `asked`: what is to be forgotten in one spelling, equal for equal wishes; it is personal data."""
+
+    source: Dataset | None  # None where the base model shows it
+    what: dict[str, Any]  # to be sealed
+    count: int
+    retained: int
+    labels: int
+    asked: list[str]
+
+
 def kind_of(wish: Wish) -> str:
     if wish.samples is not None:
         return "samples"
@@ -65,8 +77,8 @@ def kind_of(wish: Wish) -> str:
     return "dataset" if wish.dataset is not None else "concept"
 
 
-def choose(lethe: Deployment, found: Found, kind: str, wish: Wish) -> tuple[Dataset | None, dict[str, Any], int]:
-    """The set to forget from, what is to be sealed, and how many samples that is, once every rule on it holds."""
+def choose(lethe: Deployment, found: Found, kind: str, wish: Wish) -> Choice:
+    """The set to forget from, what is to be sealed, and how much that is, once every rule on it holds."""
     family = catalog.FAMILIES[found.model.family]
     source, index = _source(lethe, found, kind, wish)
     whole = [] if wish.class_label is None else [wish.class_label]
@@ -99,7 +111,31 @@ def choose(lethe: Deployment, found: Found, kind: str, wish: Wish) -> tuple[Data
                 "It covers the whole training set.",
                 "Name fewer samples, or retire the model.",
             )
-    return source, what, wish.generate["forget"] if selection.forget is None else len(selection.forget)
+    return Choice(
+        source,
+        what,
+        count=wish.generate["forget"] if selection.forget is None else len(selection.forget),
+        retained=wish.generate["retain"] if selection.retain is None else len(selection.retain),
+        labels=_label_count(kind, index, selection.forget),
+        asked=_asked(what, index, selection.forget or [], names),
+    )
+
+
+def _label_count(kind: str, index: Index | None, forget: list[int] | None) -> int:
+    """What only its caption selects is called by the concept, which may be a label more."""
+    if index is None or forget is None:
+        return 1
+    return len({index["samples"][at]["label"] for at in forget}) + (kind == "concept")
+
+
+def _asked(what: dict[str, Any], index: Index | None, forget: list[int], names: list[str]) -> list[str]:
+    """A concept's words, the label as the model calls it, or else the keyed digests of the images, whatever their order: under
+    the oldest living key, so that a rotation of the keys parts no duplicates."""
+    if what["kind"] == "concept":
+        return words(what["concept"])
+    if what["kind"] == "class_label":
+        return sorted(names[number] for number in labels_whole(what, names))
+    return sorted({in_order(index["samples"][at])[-1] for at in forget}) if index is not None else []
 
 
 def _called(judge: Model | None, concept: str | None) -> str | None:

@@ -2,8 +2,12 @@
 
 The key's row is the first statement of the transaction that has the effect. A twin that comes at the same time waits there,
 finds the row, undoes what it had prepared, and answers with what the first one made.
+
+A POST of many parts takes its key before the first part, and each part has a row of its own: one that broke off half-way
+and is sent again goes on where it stopped.
 """
 
+import copy
 import hashlib
 import hmac
 from collections.abc import Callable
@@ -42,12 +46,19 @@ class Once:
     def settle(self, resource: str) -> None:
         """Later in the same transaction, where the id of what it makes was not known at its start."""
 
+    def begin(self) -> None:
+        """Take the key of a POST of many parts, before the first; all of the body was read. Refused for another body."""
+
+    def part(self, number: int, status: int) -> "Once":
+        """One part of such a POST, done once by itself and answered with `status`."""
+        return Once()
+
 
 class Keyed(Once):
     """A POST of `caller` with a key. Of the key and the body only digests are kept, under `secret`."""
 
     def __init__(self, store: Store, secret: bytes, caller: str, key: str, target: bytes, status: int) -> None:
-        self._store, self._status = store, status
+        self._store, self._secret, self._status = store, secret, status
         self._id = hmac.new(secret, f"key\0{caller}\0{key}".encode(), hashlib.sha256).hexdigest()
         self._digest = hmac.new(secret, b"body\0" + target + b"\0", hashlib.sha256)
 
@@ -76,6 +87,19 @@ class Keyed(Once):
 
     def settle(self, resource: str) -> None:
         self._row.resource = resource
+
+    def begin(self) -> None:
+        try:
+            with self._store.write() as session:
+                self.claim(session)
+        except Repeated as repeated:
+            self.replayed = self._same(repeated.first)
+
+    def part(self, number: int, status: int) -> "Keyed":
+        part = copy.copy(self)
+        part._id = hmac.new(self._secret, f"part\0{self._id}\0{number}".encode(), hashlib.sha256).hexdigest()
+        part._status, part.replayed = status, None
+        return part
 
     def _earlier(self) -> IdempotencyKey | None:
         with self._store.read() as session:

@@ -9,10 +9,12 @@ from app.api import (
     aliases,
     attacks,
     audit,
+    bulk,
     checkpoints,
     datasets,
     docs,
     downloads,
+    estimates,
     health,
     jobs,
     keys,
@@ -63,7 +65,15 @@ def create_app(lethe: Deployment | None = None) -> FastAPI:
     app.state.lethe = deployment
     problems.install(app, deployment)
     about_models = (datasets, models, aliases, checkpoints, overrides, downloads)
-    for resource in (*about_models, requests, reviews, attacks, jobs, audit, keys, schemas, health):
+    about_requests = (
+        bulk,
+        estimates,
+        requests,
+        reviews,
+        attacks,
+        jobs,
+    )  # the first two have paths that look like an id
+    for resource in (*about_models, *about_requests, audit, keys, schemas, health):
         app.include_router(resource.router)
     docs.install(app)
     openapi.describe(app)

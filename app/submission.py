@@ -2,18 +2,19 @@
 
 import json
 import time
-from typing import Any
+from dataclasses import dataclass
 
 from sqlalchemy import select as sql_select
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from app import catalog
-from app.curation import Found, Wish, choose, kind_of
+from app.curation import Choice, Found, Wish, choose, kind_of
 from app.deadlines import first_due
 from app.deployment import Deployment
 from app.errors import Conflict, NotFound, Refused
 from app.idempotency import UNKEYED, Once
+from app.privacy.fingerprints import request_fingerprint
 from app.privacy.sealing import seal
 from app.recipe import resolve_ladder
 from app.records import dataset as datasets
@@ -30,8 +31,22 @@ CLOCK_SKEW = 300.0  # seconds that a client's clock may be ahead
 LONGEST_DEADLINE = 3653 * DAY
 
 
+@dataclass(frozen=True)
+class Checked:
+    """A wish that breaks no rule: the request as it would be stored, and what it names."""
+
+    request: requests.Request
+    model: Model
+    choice: Choice
+
+
 def submit(lethe: Deployment, wish: Wish, actor: str, sees_all: bool, once: Once = UNKEYED) -> str:
     """Returns the id of the request, durable once this returns. Raises Refused or NotFound; then nothing is stored."""
+    return _store(lethe, check(lethe, wish, actor, sees_all), once)
+
+
+def check(lethe: Deployment, wish: Wish, actor: str, sees_all: bool) -> Checked:
+    """Every rule that a request must keep to, and nothing stored. Raises Refused or NotFound."""
     kind = kind_of(wish)
     with lethe.store.read() as session:
         found = _look_up(session, wish, kind, actor, sees_all)
@@ -46,7 +61,9 @@ def submit(lethe: Deployment, wish: Wish, actor: str, sees_all: bool, once: Once
             "It has passed, and the model's requests wait for a person first: this one would expire at once.",
             "Ask the model's owner to change its process, or name a later date under the regime other.",
         )
-    source, what, count = choose(lethe, found, kind, wish)
+    choice = choose(lethe, found, kind, wish)
+    if choice.source and choice.source.sealed and choice.source.adopted_by is not None:
+        raise _adopted()
     request = requests.Request(
         id=new_id("req"),
         external_id=wish.external_id,
@@ -54,8 +71,8 @@ def submit(lethe: Deployment, wish: Wish, actor: str, sees_all: bool, once: Once
         status=requests.awaited(needs),
         needs=needs,
         forget_kind=kind,
-        forget_count=count,
-        forget_dataset_id=source.id if source else None,
+        forget_count=choice.count,
+        forget_dataset_id=choice.source.id if choice.source else None,
         method=wish.method,
         ladder=ladder,
         seed=wish.seed,
@@ -66,7 +83,7 @@ def submit(lethe: Deployment, wish: Wish, actor: str, sees_all: bool, once: Once
         created_by=actor,
         created_at=clock,
     )
-    return _store(lethe, request, source, what, once)
+    return Checked(request, found.model, choice)
 
 
 def _look_up(session: Session, wish: Wish, kind: str, actor: str, sees_all: bool) -> Found:
@@ -138,21 +155,25 @@ def _dates(wish: Wish, clock: float, deadline_days: int) -> tuple[float, float]:
     return requested, due
 
 
-def _store(
-    lethe: Deployment, request: requests.Request, source: Dataset | None, what: dict[str, Any], once: Once
-) -> str:
+def _adopted() -> Refused:
+    return Refused("dataset-adopted", "forget.dataset", "Another request has this forget set.", "Upload it again.", 409)
+
+
+def _store(lethe: Deployment, checked: Checked, once: Once) -> str:
     """One transaction: the set is adopted, the request received, and, if it need not wait for a person, its first job queued
     and the bell ordered."""
+    request, source, choice = checked.request, checked.choice.source, checked.choice
+    request.fingerprint = request_fingerprint(
+        lethe.keyring.named_key("duplicates"), request.model_id, request.forget_kind, choice.asked
+    )
     request.sealed = seal(
-        lethe.keyring.new_key(request.key_id), json.dumps(what).encode(), f"request/{request.id}".encode()
+        lethe.keyring.new_key(request.key_id), json.dumps(choice.what).encode(), f"request/{request.id}".encode()
     )
     try:
         with lethe.store.write() as session:
             once.claim(session, request.id)
             if source and source.sealed and not datasets.adopt(session, source, request.id):
-                raise Refused(
-                    "dataset-adopted", "forget.dataset", "Another request has this forget set.", "Upload it again.", 409
-                )
+                raise _adopted()
             requests.add(session, request)
             if request.status == requests.Status.QUEUED:
                 jobs.start(session, request)

@@ -115,7 +115,7 @@ def test_tombstones_of_before_are_the_first_fingerprint_key_s_and_later_ones_go_
     config = migration._config()
     with lethe.store.write() as session:
         config.attributes["connection"] = session.connection()
-        command.downgrade(config, "0010")
+        command.downgrade(config, "0011")
         columns = "model_id, fingerprint, request_id, created_at"
         session.execute(text(f"INSERT INTO tombstones ({columns}) VALUES ('m', '{'a' * 64}', 'r', 1)"))
     migration.upgrade(lethe.store)
@@ -125,7 +125,7 @@ def test_tombstones_of_before_are_the_first_fingerprint_key_s_and_later_ones_go_
         tombstones.lay(session, "m", "r", {"fingerprint-2:" + "b" * 64})
     with lethe.store.write() as session:
         config.attributes["connection"] = session.connection()
-        command.downgrade(config, "0010")
+        command.downgrade(config, "0011")
         assert list(session.scalars(text("SELECT fingerprint FROM tombstones"))) == ["a" * 64]
     migration.upgrade(lethe.store)
 

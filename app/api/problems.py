@@ -1,6 +1,7 @@
 """Every error as application/problem+json (RFC 9457), with the request's id."""
 
 import errno
+import json
 import re
 import traceback
 from typing import Any
@@ -44,11 +45,23 @@ def install(app: FastAPI, lethe: Deployment) -> None:
         post_hooks=[_with_request_id],
         documentation_uri_template=TYPE,
     )
+    app.state.refusal = handler
     for kind in (Problem, HTTPException, RequestValidationError):
         app.add_exception_handler(kind, handler)
     app.add_middleware(Conditional)
     app.add_middleware(Gate, lethe=lethe)
     app.add_middleware(Edge, answer=handler, https=lethe.settings.https)
+
+
+def document_of(request: Request, error: Exception) -> dict[str, Any]:
+    """The problem document that an exception would be answered with, for a part of an answer."""
+    document: dict[str, Any] = json.loads(request.app.state.refusal(request, error).body)
+    return document
+
+
+def only_post() -> None:
+    """Other verbs where the path would else be taken for an id."""
+    raise HTTPException(405, "Method Not Allowed", {"Allow": "POST"})
 
 
 def _invalid(handler: Any, request: Request, error: RequestValidationError) -> Problem:

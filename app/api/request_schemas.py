@@ -163,3 +163,6 @@ class RequestOut(BaseModel):
     created_at: str
     finished_at: str | None
     forget_set_purged_at: str | None
+    duplicates: list[str] = Field(
+        description="Ids of earlier requests that ask the same of the same model, newest first, at most 10: one's own, or everybody's with the scope requests:admin. Told, and no more: a duplicate is done as any other."
+    )

@@ -36,6 +36,7 @@ router = APIRouter(prefix="/v1/requests", tags=["requests"])
 Poster = Annotated[ApiKey, Depends(need("requests:create"))]
 Reader = Annotated[ApiKey, Depends(need("requests:read"))]
 Concept = Annotated[ApiKey, Depends(need("requests:concept"))]
+MOST_DUPLICATES = 10  # told with a request; the filter duplicate_of lists all
 PNG = {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}
 
 
@@ -55,7 +56,7 @@ async def post_request(
 
     With method auto each rung is a job of its own, from the model's head; the next one is queued when one misses the policy, or
     fails by what it ran."""
-    wish, sees_all = _wish(body), "requests:admin" in key.scopes
+    wish, sees_all = wish_of(body), "requests:admin" in key.scopes
     request_id = await run_in_threadpool(once.made, lambda: submit(lethe, wish, key.actor, sees_all, once))
     tell(once, response)
     if preferred(prefer) and not once.replayed:
@@ -66,7 +67,7 @@ async def post_request(
     return await run_in_threadpool(accepted, lethe, request_id, response, key)
 
 
-def _wish(body: RequestIn) -> Wish:
+def wish_of(body: RequestIn) -> Wish:
     return Wish(
         model=body.model,
         concept=body.concept,
@@ -100,24 +101,27 @@ def list_requests(
         int | None,
         Query(ge=0, le=3650, description="Only those not ended that are due within so many days, or overdue."),
     ] = None,
+    duplicate_of: Annotated[
+        str | None, Query(max_length=100, description="Id of a request: those that ask the same of the same model.")
+    ] = None,
 ) -> dict[str, Any]:
     """Requests, newest first: one's own, or everybody's with the scope requests:admin. With `at_risk` the nearest deadline comes
     first, and a request that failed counts as not ended while it can be retried."""
-    owner = None if "requests:admin" in key.scopes else key.actor
+    like = find(lethe, duplicate_of, key) if duplicate_of else None
     with lethe.store.read() as session:
         named = models.find(session, model) if model else None
         if model and named is None:
             raise NotFound("model")
-        filters = {"status": status, "model_id": named.id if named else None, "external_id": external_id}
+        filters = requests.Filters(_owner(key), status, named.id if named else None, external_id, like)
         if at_risk is None:
-            found = requests.page(session, owner=owner, after=last_seen(after), limit=limit + 1, **filters)
+            found = requests.page(session, filters, after=last_seen(after), limit=limit + 1)
         else:
             seconds, last = at_risk * DAY, last_deadline(after)
-            found = requests.at_risk(session, seconds=seconds, owner=owner, after=last, limit=limit + 1, **filters)
+            found = requests.at_risk(session, filters, seconds=seconds, after=last, limit=limit + 1)
     page = paged(
         found, limit, lambda each: each.id if at_risk is None else f"{each.due_at!r}~{each.id}", request, response
     )
-    return {**page, "data": _rows(lethe, page["data"])}
+    return {**page, "data": _rows(lethe, page["data"], key)}
 
 
 async def until_ended(
@@ -132,7 +136,7 @@ def get_request(request_id: str, response: Response, lethe: Lethe, key: Reader) 
     found = find(lethe, request_id, key)
     if found.status in LIVE:
         response.headers["Retry-After"] = retry_after(found)
-    return _out(lethe, found, key)
+    return shown(lethe, found, key)
 
 
 @router.get(
@@ -192,7 +196,7 @@ def accepted(lethe: Deployment, request_id: str, response: Response, key: ApiKey
     found = find(lethe, request_id, key)
     response.headers["Location"] = f"/v1/requests/{request_id}"
     response.headers["Retry-After"] = retry_after(found)
-    return _out(lethe, found, key)
+    return shown(lethe, found, key)
 
 
 def retry_after(request: requests.Request) -> str:
@@ -212,12 +216,18 @@ def _ended(lethe: Deployment, request_id: str, key: ApiKey) -> bool:
     return find(lethe, request_id, key).status not in LIVE
 
 
-def _out(lethe: Deployment, request: requests.Request, key: ApiKey) -> dict[str, Any]:
+def shown(lethe: Deployment, request: requests.Request, key: ApiKey) -> dict[str, Any]:
+    """A request as its owner, or who sees everybody's, is answered."""
     concept = _concept(lethe, request) if "requests:concept" in key.scopes else None
-    return {**_rows(lethe, [request])[0], "concept": concept}
+    return {**_rows(lethe, [request], key)[0], "concept": concept}
 
 
-def _rows(lethe: Deployment, found: list[requests.Request]) -> list[dict[str, Any]]:
+def _owner(key: ApiKey) -> str | None:
+    """Whose requests the key sees; None: everybody's."""
+    return None if "requests:admin" in key.scopes else key.actor
+
+
+def _rows(lethe: Deployment, found: list[requests.Request], key: ApiKey) -> list[dict[str, Any]]:
     """Requests without their concepts, with what belongs to them, in seven queries whatever their number."""
     ids = [request.id for request in found]
     with lethe.store.read() as session:
@@ -227,6 +237,7 @@ def _rows(lethe: Deployment, found: list[requests.Request]) -> list[dict[str, An
         work = jobs.of_requests(session, ids)
         made = checkpoints.numbers_of_requests(session, ids)
         measured = checkpoints.of_jobs(session, ids)
+        before = requests.duplicates(session, ids, _owner(key), MOST_DUPLICATES)
         uploaded = datasets.sealed(session, {each for request in found if (each := request.forget_dataset_id)})
         clock = session.scalar(select(now())) or 0.0
     own: dict[str, list[dict[str, Any]]] = {request_id: [] for request_id in ids}
@@ -237,6 +248,7 @@ def _rows(lethe: Deployment, found: list[requests.Request]) -> list[dict[str, An
             **_row(request, names, own[request.id], made.get(request.id), _source(request, uploaded)),
             **_deadline(request, clock),
             **_review(request),
+            "duplicates": before[request.id],
         }
         for request in found
     ]

@@ -12,6 +12,7 @@ from app.catalog.intervals import LEVEL, n_needed, wilson
 from app.catalog.ladders import AUTO, LADDERS, Rung
 from app.catalog.methods import METHODS
 from app.catalog.metrics import METRICS
+from app.catalog.parts import PARTS, STATISTICS, Part
 from app.catalog.types import Attack, Backbone, Evaluator, Family, Files, Method, Metric, Parameter, Threshold
 
 __all__ = [
@@ -26,6 +27,8 @@ __all__ = [
     "LEVEL",
     "METHODS",
     "METRICS",
+    "PARTS",
+    "STATISTICS",
     "Attack",
     "Backbone",
     "Evaluator",
@@ -34,6 +37,7 @@ __all__ = [
     "Method",
     "Metric",
     "Parameter",
+    "Part",
     "Rung",
     "Threshold",
     "n_needed",

@@ -116,8 +116,8 @@ _ALPHA = {
 _SOURCE = "Baseline of Li et al., ICLR 2024, arXiv 2402.00351"
 
 
-def _baseline(title: str) -> Method:
-    return Method(title, _SOURCE, RESTORERS, {**_ALPHA, **_CROP, **_TRAINING})
+def _baseline(title: str, moves: str = "all") -> Method:
+    return Method(title, _SOURCE, RESTORERS, {**_ALPHA, **_CROP, **_TRAINING}, moves=moves, copies=2)
 
 
 METHODS: Mapping[str, Method] = {
@@ -137,9 +137,13 @@ METHODS: Mapping[str, Method] = {
             "l1": Parameter("number", 0.0, "Weight of the encoder's absolute weights in the loss.", 0, 1),
             **_TRAINING,
         },
+        moves="encoder",
+        copies=2,
     ),
     "max_loss": _baseline("Max loss: train away from the forgotten images"),
     "noisy_label": _baseline("Noisy label: restore noise where forgotten images were"),
     "retain_label": _baseline("Retain label: restore retained images where forgotten ones were"),
-    "random_encoder": _baseline("Random encoder: push the encoder's output on forgotten images to Gaussian noise"),
+    "random_encoder": _baseline(
+        "Random encoder: push the encoder's output on forgotten images to Gaussian noise", moves="encoder"
+    ),
 }

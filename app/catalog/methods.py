@@ -174,6 +174,8 @@ METHODS: Mapping[str, Method] = MappingProxyType(
                 "batch_size": _integer(64, 1, 4096, "Samples of one gradient.", {TEXT_TO_IMAGE: 8}),
             },
             remembers=True,
+            moves="layers",
+            copies=1,  # the retain set's gradient
         ),
         "random_label": Method(
             "Random label: train the forget set towards other labels",
@@ -229,6 +231,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
                 "beta": _number(1.0, 0, 1000, "Weight of the help term, which holds kept prompts to the base."),
                 **_steps(1000, 128, 1e-4, 1.0, {TEXT_TO_IMAGE: 8}, {TEXT_TO_IMAGE: 1e-5}),
             },
+            copies=2,
         ),
         "saddle": Method(
             "Saddle: drive the concept's error up to a bound, hold every other prompt to the base",
@@ -240,6 +243,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
                 "beta": _number(1.0, 0, 1000, "Weight of the help term, which holds kept prompts to the base."),
                 **_steps(1000, 128, 1e-4, 1.0, {TEXT_TO_IMAGE: 8}, {TEXT_TO_IMAGE: 1e-5}),
             },
+            copies=2,
         ),
         "esd": Method(
             "ESD: train the concept's prompt towards guidance away from it",
@@ -253,6 +257,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
                 "trajectories": _integer(20, 1, 10_000, "Such images, sampled once by the base."),
                 **_steps(1000, 1, 1e-5, 0.0),
             },
+            copies=2,
         ),
         "uce": Method(
             "UCE: solve for cross attention that reads the concept as something else",
@@ -266,6 +271,8 @@ METHODS: Mapping[str, Method] = MappingProxyType(
                 "preserve_scale": _number(1.0, 0, 1000, "Weight of the kept labels' prompts; 0 reads no retain set."),
                 "ridge": _number(0.5, 0, 1000, "Weight of staying at the base's weights.", exclusive_minimum=True),
             },
+            moves="projections",
+            gradients=False,
         ),
         "forget_me_not": Method(
             "Forget-Me-Not: turn attention away from the tokens that name the concept",
@@ -276,6 +283,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
                 **_steps(35, 1, 2e-6, 1.0),
                 "weight_decay": _number(0.01, 0, 1, "Of AdamW."),
             },
+            copies=2,
         ),
         "l1_sparse": Method(
             "l1-sparse: finetune on the retain set under an l1 penalty that fades",
@@ -302,6 +310,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
                     256, 1, 4096, "Images whose gradients are taken together outside the Fisher matrix."
                 ),
             },
+            copies=1,  # the other set's gradient
         ),
         "boundary_expand": Method(
             "Boundary expand: train the forget set into a shadow label, then prune it",
@@ -334,6 +343,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
                 ),
                 "batch_size": _integer(64, 1, 4096, "Images of one squared gradient; 1 is the Fisher matrix."),
             },
+            copies=2,  # the squared gradients of both sets
         ),
         **image_to_image.METHODS,
     }

@@ -38,6 +38,11 @@ class Method:
     families: tuple[str, ...]
     parameters: Mapping[str, Parameter]
     remembers: bool = False  # takes `remember`: results that depend on base and retain set only, kept between jobs
+    moves: str = "all"  # the part of app.catalog.parts that may move, where the recipe does not say
+    gradients: bool = True  # whether it holds a gradient of that part
+    copies: int = (
+        0  # tensors as large as that part that it holds beside: moments of an optimizer that the recipe cannot choose
+    )
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ are the same image if they share any.
 """
 
 import hashlib
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +18,12 @@ def fingerprint(key: bytes, digest: str) -> str:
     """Keyed digest (BLAKE2b, 256 bits, hex) of a digest of decoded pixels; without the key nobody can test a guess. The
     process that decodes never has the key."""
     return hashlib.blake2b(bytes.fromhex(digest), key=key, digest_size=32, person=b"lethe-digest").hexdigest()
+
+
+def request_fingerprint(key: bytes, model_id: str, kind: str, asked: list[str]) -> str:
+    """Keyed digest (BLAKE2b, 256 bits, hex) of what a request asks: equal for equal ones, and telling nothing else."""
+    text = json.dumps([model_id, kind, asked]).encode()
+    return hashlib.blake2b(text, key=key, digest_size=32, person=b"lethe-request").hexdigest()
 
 
 def mark(name: str, key: bytes, digest: str) -> str:

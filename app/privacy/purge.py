@@ -24,6 +24,7 @@ from app.storage import LocalBlobs
 
 ENDED = (jobs.Status.SUCCEEDED, jobs.Status.FAILED, jobs.Status.CANCELLED)
 FINAL, RETRIABLE = requests.FINAL, requests.RETRIABLE
+KEPT = (requests.Status.COMPLETED, requests.Status.REOPENED)  # later versions are asked about what these named
 
 
 def after_job(store: Store, keyring: Keyring, blobs: LocalBlobs, job_id: str, settings: Settings) -> None:
@@ -43,7 +44,7 @@ def purge_request(
     store: Store, keyring: Keyring, blobs: LocalBlobs, request_id: str, due: tuple[requests.Status, ...]
 ) -> None:
     """If the request's status is one of `due`: erase the sealed set that it adopted, what is left of its jobs' resume
-    state, and the digests held for an override. What it named stays sealed, for later versions to be asked about. A registered set that it only pointed into stays."""
+    state, the digests held for an override and, unless it completed, its own fingerprint. What it named stays sealed, for later versions to be asked about. A registered set that it only pointed into stays."""
     with store.write() as session:
         request = session.get_one(Request, request_id, with_for_update=True)
         if request.status not in due or request.purged_at is not None:
@@ -54,6 +55,8 @@ def purge_request(
         if dataset is not None and dataset.adopted_by == request_id:
             _erase_dataset(session, keyring, blobs, dataset, "the request ended")
         held_tombstones.drop(session, request_id)
+        if request.status not in KEPT:
+            request.fingerprint = None
         request.purged_at = session.scalar(select(now()))
         history.write(session, "system", "request.purged", request_id, request_id)
 

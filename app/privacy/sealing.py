@@ -1,7 +1,7 @@
 """Keys and the sealing of personal data: whoever unlinks one key file has erased what it sealed.
 
 A `Keyring` is a private folder outside the database and its backups: one master key, one wrapped key file per sealed
-object, and named keys with a lifetime of their own (`hmac`, `fingerprint`). Copies of ciphertext may stay anywhere.
+object, and named keys with a lifetime of their own (`hmac`, `fingerprint`, `duplicates`). Copies of ciphertext may stay anywhere.
 app/privacy/master_rotation.py wraps all of them under another master key.
 
 Sealed form: magic (8 bytes), salt (16), then chunks of 1 MiB under AES-256-GCM with a key derived from the object's key

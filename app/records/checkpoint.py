@@ -160,6 +160,12 @@ def of_jobs(session: Session, request_ids: list[str]) -> dict[str, tuple[int, st
     return {str(job_id): (number, verdict) for job_id, number, verdict in session.execute(query)}
 
 
+def made_by(session: Session, job_ids: list[str]) -> list[Checkpoint]:
+    """The versions that these jobs made, newest first."""
+    query = select(Checkpoint).where(Checkpoint.job_id.in_(job_ids)).order_by(Checkpoint.number.desc())
+    return list(session.scalars(query))
+
+
 def uses_blob(session: Session, blob: str) -> bool:
     named = (Checkpoint.pack == blob) | (Checkpoint.manifest == blob) | (Checkpoint.answers == blob)
     return session.scalar(select(Checkpoint.id).where(named).limit(1)) is not None

@@ -388,3 +388,10 @@ def _finish(
     )
     history.write(session, worker, f"job.{status}", job.id, job.request_id, details)
     return job
+
+
+def succeeded(session: Session, model_id: str, method: str, most: int) -> list[Job]:
+    """The model's newest rungs that ran this method to its end, whatever the verdict was; newest first."""
+    done = (Job.model_id == model_id) & (Job.method == method) & (Job.status == Status.SUCCEEDED)
+    query = select(Job).where(done, Job.kind == Kind.UNLEARN).order_by(Job.id.desc()).limit(most)
+    return list(session.scalars(query))

@@ -12,11 +12,12 @@ What names the person (concept, sample ids, class) is one sealed column; the dat
     reopened -> completed             no alias points at such a version any more
 """
 
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import ColumnElement, ForeignKey, Index, LargeBinary, Select, select, tuple_, update
-from sqlalchemy.orm import Mapped, Session, mapped_column
+from sqlalchemy import ColumnElement, ForeignKey, Index, LargeBinary, Select, func, select, tuple_, update
+from sqlalchemy.orm import Mapped, Session, aliased, mapped_column
 
 from app.errors import Conflict
 from app.records import history
@@ -88,6 +89,7 @@ class Request(Record):
     decision: Mapped[dict[str, Any] | None]  # outcome, at, by
     extension: Mapped[dict[str, Any] | None]  # code, notified_at, due_before, at, by
     sealed: Mapped[bytes] = mapped_column(LargeBinary)  # concept and what to forget, under the request's own key
+    fingerprint: Mapped[str | None] = mapped_column(index=True)  # keyed digest of what it asks of the model
     forget_kind: Mapped[str]
     forget_count: Mapped[int]
     forget_dataset_id: Mapped[str | None] = mapped_column(ForeignKey("datasets.id"))
@@ -187,34 +189,28 @@ def hold(session: Session, request_id: str) -> Request:
     return session.get_one(Request, request_id, with_for_update=True, populate_existing=True)
 
 
-def page(
-    session: Session,
-    *,
-    owner: str | None,
-    after: str | None,
-    limit: int,
-    status: str | None = None,
-    model_id: str | None = None,
-    external_id: str | None = None,
-) -> list[Request]:
-    """Newest first. `owner` None means everybody's."""
-    query = _filtered(owner, status, model_id, external_id).order_by(Request.id.desc()).limit(limit)
+@dataclass(frozen=True)
+class Filters:
+    """Which requests are listed; None: whichever. `owner`: whose. `duplicate_of`: those that ask the same of the same model."""
+
+    owner: str | None = None
+    status: str | None = None
+    model_id: str | None = None
+    external_id: str | None = None
+    duplicate_of: Request | None = None
+
+
+def page(session: Session, filters: Filters, *, after: str | None, limit: int) -> list[Request]:
+    """Newest first."""
+    query = _filtered(filters).order_by(Request.id.desc()).limit(limit)
     return list(session.scalars(query.where(Request.id < after) if after is not None else query))
 
 
 def at_risk(
-    session: Session,
-    *,
-    seconds: float,
-    owner: str | None,
-    after: tuple[float, str] | None,
-    limit: int,
-    status: str | None = None,
-    model_id: str | None = None,
-    external_id: str | None = None,
+    session: Session, filters: Filters, *, seconds: float, after: tuple[float, str] | None, limit: int
 ) -> list[Request]:
     """Unanswered and due within so many seconds, or overdue; nearest deadline first, from the (due_at, id) `after` on."""
-    query = _filtered(owner, status, model_id, external_id).where(_unanswered(), Request.due_at <= now() + seconds)
+    query = _filtered(filters).where(_unanswered(), Request.due_at <= now() + seconds)
     if after is not None:
         query = query.where(tuple_(Request.due_at, Request.id) > tuple_(*after))
     return list(session.scalars(query.order_by(Request.due_at, Request.id).limit(limit)))
@@ -225,16 +221,19 @@ def _unanswered() -> ColumnElement[bool]:
     return Request.finished_at.is_(None) | (Request.status.in_(RETRIABLE) & Request.purged_at.is_(None))
 
 
-def _filtered(owner: str | None, status: str | None, model_id: str | None, external_id: str | None) -> Select[Any]:
+def _filtered(filters: Filters) -> Select[Any]:
     query = select(Request)
     for column, value in (
-        (Request.created_by, owner),
-        (Request.status, status),
-        (Request.model_id, model_id),
-        (Request.external_id, external_id),
+        (Request.created_by, filters.owner),
+        (Request.status, filters.status),
+        (Request.model_id, filters.model_id),
+        (Request.external_id, filters.external_id),
     ):
         if value is not None:
             query = query.where(column == value)
+    like = filters.duplicate_of
+    if like is not None:  # an erased fingerprint equals no other
+        query = query.where(Request.fingerprint == (like.fingerprint or ""), Request.id != like.id)
     return query
 
 
@@ -260,3 +259,17 @@ def past_retention(session: Session, failed_seconds: float) -> list[str]:
     at_once = Request.status.in_(FINAL)
     kept = Request.status.in_(RETRIABLE) & (Request.finished_at < now() - failed_seconds)
     return list(session.scalars(select(Request.id).where(Request.purged_at.is_(None), at_once | kept).limit(500)))
+
+
+def duplicates(session: Session, ids: list[str], owner: str | None, most: int) -> dict[str, list[str]]:
+    """For each of these requests the earlier ones that ask the same of the same model, newest first, at most `most`.
+    `owner` None means everybody's."""
+    earlier = aliased(Request)
+    place = func.row_number().over(partition_by=Request.id, order_by=earlier.id.desc()).label("place")
+    same = (earlier.fingerprint == Request.fingerprint) & (earlier.id < Request.id)
+    pairs = select(Request.id, earlier.id.label("earlier"), place).join(earlier, same).where(Request.id.in_(ids))
+    found = (pairs.where(earlier.created_by == owner) if owner is not None else pairs).subquery()
+    told: dict[str, list[str]] = {request_id: [] for request_id in ids}
+    for row in session.execute(select(found).where(found.c.place <= most).order_by(found.c.id, found.c.place)):
+        told[row.id].append(row.earlier)
+    return told

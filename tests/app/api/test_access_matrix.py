@@ -202,6 +202,13 @@ ROWS = {
         "requests:create", 202, a_forget_set,
         call=lambda world, thing: {"json": {"model": "digits", "forget": {"dataset": thing}}},
     ),
+    ("post", "/v1/requests/bulk"): Row(
+        "requests:create", 200, call=sends(json={"requests": [{"model": "digits", "forget": {"class_label": "3"}}]})
+    ),
+    ("post", "/v1/requests/estimate"): Row(
+        "requests:create", 200, a_forget_set,
+        call=lambda world, thing: {"json": {"model": "digits", "forget": {"dataset": thing}}},
+    ),
     ("get", REQUEST): Row("requests:read", 200, a_request),
     ("get", REQUEST + "/preview.png"): Row("requests:concept", 200, a_request),
     ("post", REQUEST + "/cancel"): Row("requests:create", 202, a_request),
