@@ -14,6 +14,7 @@ from app.api import (
     docs,
     downloads,
     health,
+    holds,
     jobs,
     keys,
     models,
@@ -62,7 +63,7 @@ def create_app(lethe: Deployment | None = None) -> FastAPI:
     app.state.lethe = deployment
     problems.install(app, deployment)
     about_models = (datasets, models, aliases, checkpoints, overrides, downloads)
-    for resource in (*about_models, requests, attacks, jobs, audit, keys, schemas, health):
+    for resource in (*about_models, requests, attacks, holds, jobs, audit, keys, schemas, health):
         app.include_router(resource.router)
     docs.install(app)
     openapi.describe(app)

@@ -54,6 +54,7 @@ class NewModel:
     evaluation: dict[str, Any]
     evaluators: dict[str, str]
     ladder: list[dict[str, Any]] | None
+    retention: dict[str, float]  # days, by how a request ended
 
 
 def check_name(lethe: Deployment, role: Role, name: str | None) -> None:
@@ -148,6 +149,7 @@ def register_model(lethe: Deployment, new: NewModel, actor: str, once: Once = UN
             evaluation=evaluation,
             evaluators=evaluators,
             ladder=ladder,
+            retention=new.retention,
             created_by=actor,
             **columns,
         )

@@ -23,6 +23,7 @@ from app.records import checkpoint as checkpoints
 from app.records import dataset as datasets
 from app.records import history
 from app.records import job as jobs
+from app.records import legal_hold as legal_holds
 from app.records import model as models
 from app.records import request as requests
 from app.records.api_key import ApiKey
@@ -142,6 +143,12 @@ class JobBrief(BaseModel):
     seconds: float | None = Field(description="Of the whole job, in its last attempt.")
 
 
+class Hold(BaseModel):
+    code: legal_holds.Code
+    since: str
+    by: str = Field(description="The key that put it.")
+
+
 class RequestOut(BaseModel):
     id: str
     status: Status
@@ -167,6 +174,7 @@ class RequestOut(BaseModel):
     created_at: str
     finished_at: str | None
     forget_set_purged_at: str | None
+    hold: Hold | None = Field(description="A legal hold: nothing of the request is purged while it stands.")
 
 
 @router.post("", status_code=202, response_model=RequestOut, responses=refusals(404, 409, 507))
@@ -332,7 +340,7 @@ def _out(lethe: Deployment, request: requests.Request, key: ApiKey) -> dict[str,
 
 
 def _rows(lethe: Deployment, found: list[requests.Request]) -> list[dict[str, Any]]:
-    """Requests without their concepts, with what belongs to them, in six queries whatever their number."""
+    """Requests without their concepts, with what belongs to them, in seven queries whatever their number."""
     ids = [request.id for request in found]
     with lethe.store.read() as session:
         names = models.names(
@@ -341,13 +349,20 @@ def _rows(lethe: Deployment, found: list[requests.Request]) -> list[dict[str, An
         work = jobs.of_requests(session, ids)
         made = checkpoints.numbers_of_requests(session, ids)
         measured = checkpoints.of_jobs(session, ids)
+        holds = legal_holds.of_requests(session, ids)
         uploaded = datasets.sealed(session, {each for request in found if (each := request.forget_dataset_id)})
     own: dict[str, list[dict[str, Any]]] = {request_id: [] for request_id in ids}
     for job in work:
         own[job.request_id].append(_brief(job, *measured.get(job.id, (None, None))))
     return [
-        _row(request, names, own[request.id], made.get(request.id), _source(request, uploaded)) for request in found
+        _row(request, names, own[request.id], made.get(request.id), _source(request, uploaded))
+        | {"hold": shown_hold(holds.get(request.id))}
+        for request in found
     ]
+
+
+def shown_hold(held: legal_holds.LegalHold | None) -> dict[str, Any] | None:
+    return None if held is None else {"code": held.code, "since": moment(held.since), "by": held.by}
 
 
 def _brief(job: jobs.Job, version: int | None, verdict: str | None) -> dict[str, Any]:

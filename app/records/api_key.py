@@ -28,6 +28,7 @@ SCOPES = {
     "requests:concept": "read the concept that a request names",
     "requests:admin": "see and cancel everybody's requests",
     "requests:reopen": "roll an alias back behind a completed request, which un-forgets someone and reopens it",
+    "requests:hold": "put a request under legal hold, so that nothing of it is purged, and lift the hold",
     "audit:read": "read and export the audit of everything, and the moves of aliases",
     "keys:write": "make, rotate and revoke keys",
 }
@@ -37,7 +38,7 @@ ROLES: dict[str, tuple[str, ...]] = {
     "owner": ("datasets:read", "datasets:write", "models:read", "models:write", "checkpoints:superseded"),
     "approver": (
         "datasets:read", "models:read", "checkpoints:superseded", "requests:read", "requests:concept", "requests:admin",
-        "audit:read",
+        "requests:hold", "audit:read",
     ),
     "auditor": ("datasets:read", "models:read", "requests:read", "requests:admin", "audit:read"),
 }  # fmt: skip

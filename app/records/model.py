@@ -24,6 +24,7 @@ class Model(Record):
     policy: Mapped[dict[str, Any]]  # kind of forgetting -> list of thresholds
     evaluation: Mapped[dict[str, Any]]
     ladder: Mapped[list[Any] | None]  # of method auto: method and resolved recipe; None: the family's default
+    retention: Mapped[dict[str, Any]] = mapped_column(default=dict)  # what was said; see `retention`
     created_by: Mapped[str]
     created_at: Mapped[float]
     revision: Mapped[int] = mapped_column(default=1)  # rises with every change; the ETag
@@ -34,6 +35,11 @@ def add(session: Session, model: Model) -> None:
     session.add(model)
     session.flush()
     history.write(session, model.created_by, "model.registered", model.id, details={"family": model.family})
+
+
+def retention(model: Model, failed_days: float) -> dict[str, float]:
+    """For how many days the sealed forget set of an ended request is kept. `failed_days`: where the model says nothing."""
+    return {"completed_days": 0, "failed_days": failed_days, **model.retention}
 
 
 def find(session: Session, name_or_id: str) -> Model | None:

@@ -13,12 +13,16 @@ What names the person (concept, sample ids, class) is one sealed column; the dat
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import ForeignKey, Index, LargeBinary, select, update
+from sqlalchemy import ColumnElement, ForeignKey, Index, LargeBinary, func, select, update
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from app.errors import Conflict
 from app.records import history
 from app.records.base import Record, changed, now
+from app.records.legal_hold import LegalHold
+from app.records.model import Model
+
+DAY = 86400.0
 
 
 class Status(StrEnum):
@@ -142,10 +146,22 @@ def reopened(session: Session, model_id: str) -> list[str]:
     return list(session.scalars(query.order_by(Request.id)))
 
 
-def past_retention(session: Session, failed_seconds: float) -> list[str]:
-    """Ended requests whose forget set must go now: at once, or after `failed_seconds` where a retry is possible."""
-    at_once = Request.status.in_([Status.COMPLETED, Status.CANCELLED, Status.REOPENED])
-    kept = Request.status.in_([Status.FAILED, Status.EVALUATION_FAILED]) & (
-        Request.finished_at < now() - failed_seconds
+def past_retention(session: Session, failed_days: float, request_id: str | None = None) -> list[str]:
+    """Ended requests, or this one, whose forget set must go now, by what their models say at present and where they say
+    nothing: at once, or after `failed_days` where a retry is possible. Those under a legal hold stay."""
+    at_once = Request.status.in_([Status.CANCELLED, Status.REOPENED])
+    retriable = Request.status.in_([Status.FAILED, Status.EVALUATION_FAILED])
+    ended = _past(Request.status == Status.COMPLETED, "completed_days", 0) | _past(
+        retriable, "failed_days", failed_days
     )
-    return list(session.scalars(select(Request.id).where(Request.purged_at.is_(None), at_once | kept).limit(500)))
+    due = (
+        select(Request.id).join(Model, Model.id == Request.model_id).where(Request.purged_at.is_(None), at_once | ended)
+    )
+    due = due.where(~select(LegalHold.request_id).where(LegalHold.request_id == Request.id).exists())
+    return list(session.scalars((due if request_id is None else due.where(Request.id == request_id)).limit(500)))
+
+
+def _past(ended: ColumnElement[bool], policy: str, otherwise: float) -> ColumnElement[bool]:
+    """Whether as many days have gone by as the model's retention says under this name."""
+    days = func.coalesce(Model.retention[policy].as_float(), otherwise)
+    return ended & (func.coalesce(Request.finished_at, Request.created_at) <= now() - days * DAY)

@@ -49,7 +49,7 @@ def completed(world: World, told: Specification, *figures: dict[str, Any]) -> st
             status=Status.RELEASED, manifest=parent.manifest, digest=parent.digest, changes={}, report=reports.report(*figures),
         )  # fmt: skip
         checkpoints.add(session, version, "worker:test")
-    purge.purge_request(lethe.store, lethe.keyring, lethe.blobs, job.request_id, purge.FINAL)
+    purge.purge_request(lethe.store, lethe.keyring, lethe.blobs, job.request_id, lethe.settings)
     return str(job.request_id)
 
 
