@@ -28,6 +28,7 @@ from app.override_command import override
 from app.protocol_commands import protocol
 from app.records import api_key as api_keys
 from app.records.session import Store
+from app.retention_commands import hold, lift, purge_proof
 from app.settings import Settings, settings
 
 
@@ -70,6 +71,8 @@ main.add_command(attack)
 main.add_command(audit)
 main.add_command(rollback)
 main.add_command(override)
+for command in (hold, lift, purge_proof):
+    main.add_command(command)
 main.add_command(protocol)
 
 

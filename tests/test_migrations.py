@@ -21,7 +21,6 @@ from app.records.request import Request
 from tests.app.records.test_attack_result import add_attack
 from tests.app.records.test_job import add_job, add_model
 
-
 ROLES = ("admin", "approver", "requester")
 LATER = ("requests:reopen", "checkpoints:override", "requests:hold")  # scopes that roles were given by a migration
 
