@@ -63,6 +63,7 @@ class Place:
         if self.database_url:
             with psycopg.connect(self.database_url, autocommit=True) as connection:
                 connection.execute("CHECKPOINT")
+        assert all((self.folder / "log" / name).stat().st_size for name in ("server", "gpu"))
         sought = markers.needles(self.images)
         held = markers.holding(markers.rows(self.running.lethe), sought)
         return [*markers.search([self.folder], sought), *(f"a row: {name}" for name in held)]
@@ -70,17 +71,14 @@ class Place:
 
 @pytest.fixture(params=["embedded", "production"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
-    with pytest.MonkeyPatch.context() as patch:
-        deployed = tmp_path / "deployed"
-        deployed.mkdir()
-        deployed.chmod(0o755)
-        patch.setenv("TMPDIR", str(deployed))
-        if request.param == "embedded":
-            yield from _opened(deployed, tmp_path, "", "")
-            return
-        (deployed / "redis").mkdir()
-        with services.postgres(deployed / "postgres") as server, services.redis_server(deployed / "redis") as broker:
-            yield from _opened(deployed, tmp_path, services.fresh_database(server), broker)
+    deployed = tmp_path / "deployed"
+    deployed.mkdir()
+    if request.param == "embedded":
+        yield from _opened(deployed, tmp_path, "", "")
+        return
+    (deployed / "redis").mkdir()
+    with services.postgres(deployed / "postgres") as server, services.redis_server(deployed / "redis") as broker:
+        yield from _opened(deployed, tmp_path, services.fresh_database(server), broker)
 
 
 def _opened(deployed: Path, tmp_path: Path, database_url: str, broker_url: str) -> Iterator[Place]:
