@@ -63,7 +63,7 @@ class Place:
         if self.database_url:
             with psycopg.connect(self.database_url, autocommit=True) as connection:
                 connection.execute("CHECKPOINT")
-        assert all((self.folder / "log" / name).stat().st_size for name in ("server", "gpu"))
+        assert (self.folder / "log" / "server").stat().st_size  # what processes print comes here
         sought = markers.needles(self.images)
         held = markers.holding(markers.rows(self.running.lethe), sought)
         return [*markers.search([self.folder], sought), *(f"a row: {name}" for name in held)]
