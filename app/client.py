@@ -103,7 +103,7 @@ class Lethe:
 
     def register_model(self, source: Path, name: str, family: str, **options: Any) -> dict[str, Any]:
         """Upload a model directory and register it. Options: train, retain, test, judge, evaluators, policy,
-        evaluation, ladder, process."""
+        evaluation, retention, ladder, process."""
         with _archive(source) as body:
             upload = self.call("POST", "/v1/uploads", content=_pieces(body), headers=ARCHIVE, timeout=PATIENT)
         given = {key: value for key, value in options.items() if value is not None}
@@ -217,6 +217,19 @@ class Lethe:
             "POST", f"{path}/override", json={"code": code, "reason": reason}, headers=held
         )
         return answer
+
+    def hold(self, request_id: str, code: str) -> dict[str, Any]:
+        """Put a request under legal hold: nothing of it is purged until `lift`. Problem 409 when it was purged already."""
+        held: dict[str, Any] = self.call("PUT", f"/v1/requests/{request_id}/hold", json={"code": code})
+        return held
+
+    def lift(self, request_id: str) -> None:
+        self.call("DELETE", f"/v1/requests/{request_id}/hold")
+
+    def purge_proof(self, request_id: str) -> dict[str, Any]:
+        """What proves that a request's forget set was purged, with a fresh look; Problem 404 until it was."""
+        proof: dict[str, Any] = self.call("GET", f"/v1/requests/{request_id}/purge")
+        return proof
 
     def aliases(self, model: str) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = self.call("GET", f"/v1/models/{model}/aliases")

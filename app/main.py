@@ -16,6 +16,7 @@ from app.api import (
     downloads,
     estimates,
     health,
+    holds,
     jobs,
     keys,
     models,
@@ -65,14 +66,7 @@ def create_app(lethe: Deployment | None = None) -> FastAPI:
     app.state.lethe = deployment
     problems.install(app, deployment)
     about_models = (datasets, models, aliases, checkpoints, overrides, downloads)
-    about_requests = (
-        bulk,
-        estimates,
-        requests,
-        reviews,
-        attacks,
-        jobs,
-    )  # the first two have paths that look like an id
+    about_requests = (bulk, estimates, requests, reviews, holds, attacks, jobs)  # the first two before {request_id}
     for resource in (*about_models, *about_requests, audit, keys, schemas, health):
         app.include_router(resource.router)
     docs.install(app)

@@ -68,7 +68,7 @@ def override(lethe: Deployment, decision: Decision, once: Once = UNKEYED) -> str
         _release(session, version, request, decision)
         tombstones.lay(session, version.model_id, request.id, fingerprints)
         once.settle(version.id)
-    purge.purge_request(lethe.store, lethe.keyring, lethe.blobs, request.id, purge.FINAL)
+    purge.purge_request(lethe.store, lethe.keyring, lethe.blobs, request.id, lethe.settings)
     return version.id
 
 

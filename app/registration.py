@@ -57,6 +57,7 @@ class NewModel:
     evaluation: dict[str, Any]
     evaluators: dict[str, str]
     ladder: list[dict[str, Any]] | None
+    retention: dict[str, float]  # days, by how a request ended
     process: dict[str, str]
 
 
@@ -154,6 +155,7 @@ def register_model(lethe: Deployment, new: NewModel, actor: str, once: Once = UN
             evaluation=evaluation,
             evaluators=evaluators,
             ladder=ladder,
+            retention=new.retention,
             process=new.process,
             created_by=actor,
             **columns,

@@ -128,4 +128,4 @@ def _signed(session: Session, actor: str, said: dict[str, Any]) -> dict[str, Any
 
 
 def _purge_if_denied(lethe: Deployment, request_id: str) -> None:
-    purge.purge_request(lethe.store, lethe.keyring, lethe.blobs, request_id, (Status.DENIED,))
+    purge.purge_request(lethe.store, lethe.keyring, lethe.blobs, request_id, lethe.settings)

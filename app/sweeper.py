@@ -86,7 +86,7 @@ def expire_waiting(lethe: Deployment, actor: str) -> None:
         ended = requests.expire_waiting(session, actor)
     for request_id in ended:
         log.warning("request.expired", request=request_id)
-        purge.purge_request(lethe.store, lethe.keyring, lethe.blobs, request_id, purge.FINAL)
+        purge.purge_request(lethe.store, lethe.keyring, lethe.blobs, request_id, lethe.settings)
 
 
 def ring_again(lethe: Deployment) -> None:
@@ -99,7 +99,7 @@ def ring_again(lethe: Deployment) -> None:
 
 def purge_old_data(lethe: Deployment) -> None:
     with lethe.store.read() as session:
-        ended = requests.past_retention(session, lethe.settings.failed_retention_days * DAY)
+        ended = requests.past_retention(session, lethe.settings.failed_retention_days)
         unadopted = datasets.unadopted(session, lethe.settings.unadopted_hours * 3600)
         forgotten = uploads.old(session, DAY)
         leftovers = jobs.with_leftovers(session)
@@ -107,7 +107,7 @@ def purge_old_data(lethe: Deployment) -> None:
         purge.after_job(lethe.store, lethe.keyring, lethe.blobs, job_id, lethe.settings)
     purge.erase_superseded_answers(lethe.store, lethe.keyring, lethe.blobs)
     for request_id in ended:
-        purge.purge_request(lethe.store, lethe.keyring, lethe.blobs, request_id, purge.FINAL + purge.RETRIABLE)
+        purge.purge_request(lethe.store, lethe.keyring, lethe.blobs, request_id, lethe.settings)
     for dataset_id in unadopted:
         with lethe.store.write() as session:
             taken = datasets.withdraw(session, dataset_id)

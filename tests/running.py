@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ class Running:
             "LETHE_THREADS": "1",
             **environment,
         }
+        self.output: Path | None = None  # a folder for what each process prints; the test's own output without one
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.client = Lethe(f"http://127.0.0.1:{self.port}", key_for(self.lethe))
 
@@ -54,9 +56,14 @@ class Running:
         """`server`, or a worker under any other name."""
         for name in names:
             command = ["serve"] if name == "server" else ["work", "--name", f"{name}@test"]
-            self.processes[name] = subprocess.Popen(
-                [sys.executable, "-m", "app.cli", *command], env=self.environment, start_new_session=True
-            )
+            with open(self.output / name, "ab") if self.output else nullcontext() as log:
+                self.processes[name] = subprocess.Popen(
+                    [sys.executable, "-m", "app.cli", *command],
+                    env=self.environment,
+                    start_new_session=True,
+                    stdout=log,
+                    stderr=log,
+                )
         if "server" in names:
             until(lambda: self._answers(), "the server answers")
 

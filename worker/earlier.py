@@ -1,11 +1,12 @@
 """What earlier requests of the model asked, for the runner to ask again: a new version is held to every promise of its line.
 
 A promise is what the report of a completed request showed: each rule on forgetting that it met, with the value before. It
-is asked as it was: with the samples of a registered set, else with registered images of its label; a generator is asked to
-draw the label. Uploaded forget sets are purged by then. What cannot be asked any more is told with a reason. Labels,
+is asked as it was: with the samples of a registered set, or of an uploaded one that its retention still keeps; else with
+registered images of its label; a generator is asked to draw the label. What cannot be asked any more is told with a reason. Labels,
 concepts and positions go over the runner's pipe only.
 """
 
+import base64
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,7 @@ from app.records.checkpoint import Checkpoint
 from app.records.dataset import Dataset
 from app.records.model import Model
 from app.records.request import Request
+from app.storage import BlobMissing
 
 Read = Callable[[Dataset], Index]
 COPIED = ("metric", "value", "before")  # of a report's row, beside the rule itself
@@ -76,18 +78,19 @@ def promise(one: Earlier, model: Model, registered: list[Dataset], keyring: Keyr
     except (KeyGone, SealBroken):
         return Promise({**told, "reason": "key_destroyed"}, frozenset())
     try:
-        asked = _asked(one, model, what, registered, read)
+        asked = _asked(one, model, what, registered, keyring, read)
     except Refused:  # a label that the model has no more, or samples that its set has no more
         return Promise({**told, "reason": "samples_gone"}, frozenset())
     whole = frozenset(asked["names"][number] for number in asked.pop("whole"))
     return Promise({**told, **asked, **({} if rules else {"reason": "nothing_promised"})}, whole)
 
 
-def _asked(one: Earlier, model: Model, what: dict[str, Any], registered: list[Dataset], read: Read) -> dict[str, Any]:
+def _asked(
+    one: Earlier, model: Model, what: dict[str, Any], registered: list[Dataset], keyring: Keyring, read: Read
+) -> dict[str, Any]:
     """Which labels, under which names, and of which images: those that the request named, else others of its label."""
     family = catalog.FAMILIES[model.family]
-    still = one.source is not None and not one.source.sealed and one.source.purged_at is None
-    index = read(one.source) if one.source is not None and still else None
+    index, key = _kept(one, keyring, read)
     names = job_labels(model, index, what)
     if family.labels_from == "sets":
         names += [label for label in what.get("labels") or () if label not in names]
@@ -97,7 +100,7 @@ def _asked(one: Earlier, model: Model, what: dict[str, Any], registered: list[Da
     if family.generates:
         return {**asked, "probe": "generated"}
     if one.source is not None and index is not None and (positions := forgotten(index, what, names)):
-        return {**asked, "probe": "samples", "set": _set(one.source, index, names, what, positions)}
+        return {**asked, "probe": "samples", "set": _set(one.source, index, names, what, positions, key)}
     for dataset in registered:
         index = read(dataset)
         numbers = label_map(index["labels"], names, "set", secret=True)
@@ -108,13 +111,28 @@ def _asked(one: Earlier, model: Model, what: dict[str, Any], registered: list[Da
     return {**asked, "reason": "forget_set_purged" if uploaded else "samples_gone"}
 
 
+def _kept(one: Earlier, keyring: Keyring, read: Read) -> tuple[Index | None, bytes | None]:
+    """Index and key of the set that the request forgot from, if it is still there; a registered one has no key."""
+    if one.source is None or one.source.purged_at is not None:
+        return None, None
+    try:
+        return read(one.source), keyring.key(one.source.key_id) if one.source.key_id else None
+    except (KeyGone, SealBroken, BlobMissing):  # purged in this moment
+        return None, None
+
+
 def _set(
-    dataset: Dataset, index: Index, names: list[str], what: dict[str, Any], positions: list[int]
+    dataset: Dataset,
+    index: Index,
+    names: list[str],
+    what: dict[str, Any],
+    positions: list[int],
+    key: bytes | None = None,
 ) -> dict[str, Any]:
     return {
         "blob": dataset.blob,
         "context": f"dataset/{dataset.id}",
-        "key": None,
+        "key": base64.b64encode(key).decode() if key else None,
         "positions": positions,
         "labels": label_map(index["labels"], names, "set", secret=True),
         "by_caption": by_caption(index, what),

@@ -239,7 +239,10 @@ def _probe(
         return Probe(told, None, _captions(own, {}))
     if told["probe"] == "generated":
         return Probe(told, Samples(torch.zeros(1), torch.tensor([told["label"]])), _captions(own, {}))
-    raw = _open(told["set"], blobs)
+    try:
+        raw = _open(told["set"], blobs)
+    except BlobMissing:  # its retention ended since the job was told
+        return Probe({**told, "probe": None, "reason": "forget_set_purged"}, None, _captions(own, {}))
     called = _called({"sets": {"probe": told["set"]}, "concept": told["concept"]}, "probe", raw)
     captions = _captions(own, {"probe": called})
     samples = _samples("probe", told["set"]["positions"], raw, called, base, captions, family)

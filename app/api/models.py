@@ -59,6 +59,23 @@ class Process(BaseModel):
 Rungs = Annotated[list[RungIn], Field(min_length=1, max_length=8)]
 
 
+Days = Annotated[float, Field(ge=0, le=3650, strict=True, allow_inf_nan=False)]
+
+
+class Retention(BaseModel):
+    """Days from the end of a request to the purge of its sealed forget set. 0: at once. A legal hold stops the clock."""
+
+    model_config = ConfigDict(extra="forbid")
+    completed_days: Days | None = Field(
+        None,
+        description="After it completed; default 0. While the set is kept, later versions are measured on it again.",
+    )
+    failed_days: Days | None = Field(
+        None,
+        description="After it failed or missed its thresholds, so that it can be retried; default LETHE_FAILED_RETENTION_DAYS.",
+    )
+
+
 class Source(BaseModel):
     model_config = ConfigDict(extra="forbid")
     upload: Text | None = Field(None, description="Id from POST /v1/uploads.")
@@ -87,6 +104,7 @@ class ModelIn(BaseModel):
         description="How outputs are produced for the report; else the family's defaults. `attacks` names the attacks that "
         'run on every request, each with its parameters: {"relearning": {"steps": 20}}; see GET /v1/catalog.',
     )
+    retention: Retention = Retention()
     ladder: Rungs | None = Field(
         None, description="What `method: auto` tries, cheapest first; else the family's default by kind of forgetting."
     )
@@ -109,6 +127,10 @@ class ModelPatch(BaseModel):
     )
     evaluation: dict[str, Any] | None = Field(
         None, description="Settings it does not name go back to the family's defaults, and attacks to none."
+    )
+    retention: Retention | None = Field(
+        None,
+        description="What it does not name goes back to the default. It holds for requests that have ended, too: a shorter one purges at the next sweep.",
     )
     ladder: Rungs | None = Field(None, description="For later requests and retries; the running ones keep theirs.")
     process: Process | None = Field(
@@ -140,6 +162,7 @@ class ModelOut(BaseModel):
     evaluators: dict[str, str]
     policy: dict[str, Any]
     evaluation: dict[str, Any]
+    retention: dict[str, float] = Field(description="completed_days and failed_days, as they hold now.")
     ladder: list[dict[str, Any]] | None = Field(
         description="Of `method: auto`: method and resolved recipe of each rung. Null: the family's default, see GET /v1/catalog."
     )
@@ -187,6 +210,7 @@ def register(body: ModelIn, response: Response, lethe: Lethe, key: Writer, once:
         evaluation=body.evaluation,
         evaluators=body.evaluators,
         ladder=None if body.ladder is None else [rung.model_dump() for rung in body.ladder],
+        retention=body.retention.model_dump(exclude_none=True),
         process=body.process.model_dump(),
     )
     model_id = once.made(lambda: register_model(lethe, new, key.actor, once))
@@ -204,7 +228,7 @@ def list_models(
         found = models.page(session, after=last_seen(after), limit=limit + 1)
         heads = checkpoints.heads(session, [model.id for model in found])
     page = paged(found, limit, lambda model: model.id, request, response)
-    return {**page, "data": [_out(model, heads[model.id]) for model in page["data"]]}
+    return {**page, "data": [_out(lethe, model, heads[model.id]) for model in page["data"]]}
 
 
 @router.get("/models/{name}", response_model=ModelOut)
@@ -223,7 +247,7 @@ def change_model(
     key: Writer,
     if_match: Annotated[str | None, Header()] = None,
 ) -> dict[str, Any]:
-    """Change the sets, the judge, the evaluators, the policy, the evaluation, the ladder or the process. Needs If-Match with the model's ETag. Where labels come
+    """Change the sets, the judge, the evaluators, the policy, the evaluation, the retention, the ladder or the process. Needs If-Match with the model's ETag. Where labels come
     from the sets, those of a new set are appended; none is ever taken away, so each keeps its number."""
     if if_match is None:
         raise Refused(
@@ -273,6 +297,8 @@ def _changes(lethe: Deployment, model: Model, body: ModelPatch) -> dict[str, Any
     if "ladder" in sent:
         rungs = None if body.ladder is None else [rung.model_dump() for rung in body.ladder]
         changes["ladder"] = None if rungs is None else check_ladder(model.family, rungs)
+    if body.retention is not None:
+        changes["retention"] = body.retention.model_dump(exclude_none=True)
     if "process" in sent:
         changes["process"] = (body.process or Process()).model_dump()
     if not changes:
@@ -292,7 +318,7 @@ def _one(lethe: Deployment, name: str, response: Response) -> dict[str, Any]:
         model = _find(session, name)
         head = checkpoints.head(session, model.id).number
     response.headers["ETag"] = _etag(model, head)
-    return _out(model, head)
+    return _out(lethe, model, head)
 
 
 def _etag(model: Model, head: int) -> str:
@@ -300,7 +326,7 @@ def _etag(model: Model, head: int) -> str:
     return f'"{model.revision}-{head}"'
 
 
-def _out(model: Model, head: int) -> dict[str, Any]:
+def _out(lethe: Deployment, model: Model, head: int) -> dict[str, Any]:
     return {
         "id": model.id,
         "name": model.name,
@@ -313,6 +339,7 @@ def _out(model: Model, head: int) -> dict[str, Any]:
         "evaluators": model.evaluators,
         "policy": model.policy,
         "evaluation": model.evaluation,
+        "retention": models.retention(model, lethe.settings.failed_retention_days),
         "ladder": model.ladder,
         "process": model.process,
         "warnings": policy_warnings(model.family, model.policy, model.evaluation),

@@ -7,7 +7,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from app.api.dependencies import Moment, Text
 from app.deadlines import Regime
 from app.records import job as jobs
-from app.records.request import Status, Step
+from app.records import legal_hold as legal_holds
+from app.records.model import Step
+from app.records.request import Status
 
 Source = Literal["uploaded", "registered", "generated"]
 REFERENCE = r"^[A-Za-z0-9][A-Za-z0-9._:/-]*$"
@@ -122,6 +124,12 @@ class JobBrief(BaseModel):
     seconds: float | None = Field(description="Of the whole job, in its last attempt.")
 
 
+class Hold(BaseModel):
+    code: legal_holds.Code
+    since: str
+    by: str = Field(description="The key that put it.")
+
+
 class RequestOut(BaseModel):
     id: str
     status: Status
@@ -166,3 +174,4 @@ class RequestOut(BaseModel):
     duplicates: list[str] = Field(
         description="Ids of earlier requests that ask the same of the same model, newest first, at most 10: one's own, or everybody's with the scope requests:admin. Told, and no more: a duplicate is done as any other."
     )
+    hold: Hold | None = Field(description="A legal hold: nothing of the request is purged while it stands.")

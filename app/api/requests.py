@@ -25,6 +25,7 @@ from app.records import checkpoint as checkpoints
 from app.records import dataset as datasets
 from app.records import history
 from app.records import job as jobs
+from app.records import legal_hold as legal_holds
 from app.records import model as models
 from app.records import request as requests
 from app.records.api_key import ApiKey
@@ -171,7 +172,7 @@ def _cancel(lethe: Deployment, found: requests.Request, actor: str, once: Once) 
         if job is not None and job.status == jobs.Status.RUNNING:
             history.write(session, actor, "job.cancel_asked", job.id, found.id)
     if job is None:
-        purge.purge_request(lethe.store, lethe.keyring, lethe.blobs, found.id, purge.FINAL)
+        purge.purge_request(lethe.store, lethe.keyring, lethe.blobs, found.id, lethe.settings)
     elif job.status == jobs.Status.CANCELLED:
         purge.after_job(lethe.store, lethe.keyring, lethe.blobs, job.id, lethe.settings)
     return found.id
@@ -238,6 +239,7 @@ def _rows(lethe: Deployment, found: list[requests.Request], key: ApiKey) -> list
         made = checkpoints.numbers_of_requests(session, ids)
         measured = checkpoints.of_jobs(session, ids)
         before = requests.duplicates(session, ids, _owner(key), MOST_DUPLICATES)
+        holds = legal_holds.of_requests(session, ids)
         uploaded = datasets.sealed(session, {each for request in found if (each := request.forget_dataset_id)})
         clock = session.scalar(select(now())) or 0.0
     own: dict[str, list[dict[str, Any]]] = {request_id: [] for request_id in ids}
@@ -249,9 +251,14 @@ def _rows(lethe: Deployment, found: list[requests.Request], key: ApiKey) -> list
             **_deadline(request, clock),
             **_review(request),
             "duplicates": before[request.id],
+            "hold": shown_hold(holds.get(request.id)),
         }
         for request in found
     ]
+
+
+def shown_hold(held: legal_holds.LegalHold | None) -> dict[str, Any] | None:
+    return None if held is None else {"code": held.code, "since": moment(held.since), "by": held.by}
 
 
 def _brief(job: jobs.Job, version: int | None, verdict: str | None) -> dict[str, Any]:

@@ -4,15 +4,19 @@ Whether something may go is decided under a lock on its row, in the transaction 
 between the steps leaves unreadable bytes, and the next sweep finishes them, so every step may be repeated.
 """
 
+from typing import Any
+
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from app.privacy import proof
 from app.privacy.sealing import Keyring
 from app.records import checkpoint as checkpoints
 from app.records import dataset as datasets
 from app.records import held_tombstone as held_tombstones
 from app.records import history
 from app.records import job as jobs
+from app.records import purge_proof as purge_proofs
 from app.records import request as requests
 from app.records.base import now
 from app.records.checkpoint import Checkpoint
@@ -23,7 +27,6 @@ from app.settings import Settings
 from app.storage import LocalBlobs
 
 ENDED = (jobs.Status.SUCCEEDED, jobs.Status.FAILED, jobs.Status.CANCELLED)
-FINAL, RETRIABLE = requests.FINAL, requests.RETRIABLE
 KEPT = (requests.Status.COMPLETED, requests.Status.REOPENED)  # later versions are asked about what these named
 
 
@@ -36,37 +39,44 @@ def after_job(store: Store, keyring: Keyring, blobs: LocalBlobs, job_id: str, se
             return
         _erase_resume_state(keyring, blobs, job)
     erase_superseded_answers(store, keyring, blobs)
-    due = FINAL if settings.failed_retention_days > 0 else FINAL + RETRIABLE
-    purge_request(store, keyring, blobs, job.request_id, due)
+    purge_request(store, keyring, blobs, job.request_id, settings)
 
 
-def purge_request(
-    store: Store, keyring: Keyring, blobs: LocalBlobs, request_id: str, due: tuple[requests.Status, ...]
-) -> None:
-    """If the request's status is one of `due`: erase the sealed set that it adopted, what is left of its jobs' resume
-    state, the digests held for an override and, unless it completed, its own fingerprint. What it named stays sealed, for later versions to be asked about. A registered set that it only pointed into stays."""
+def purge_request(store: Store, keyring: Keyring, blobs: LocalBlobs, request_id: str, settings: Settings) -> None:
+    """If the request is past its retention, and nobody holds it: erase the sealed set that it adopted, what is left of its
+    jobs' resume state, the digests held for an override and, unless it completed, its own fingerprint. What it named stays
+    sealed, for later versions to be asked about. A registered set that it only pointed into stays.
+
+    What proves the purge is kept first, in a transaction of its own: large sets are digested with no lock held."""
+    with store.read() as session:
+        if not requests.past_retention(session, settings.failed_retention_days, request_id):
+            return
+    proof.keep_of_request(store, keyring, blobs, request_id)
     with store.write() as session:
         request = session.get_one(Request, request_id, with_for_update=True)
-        if request.status not in due or request.purged_at is not None:
+        if not requests.past_retention(session, settings.failed_retention_days, request_id):
             return
         for job in jobs.of_request(session, request_id):
             _erase_resume_state(keyring, blobs, job)
+        document = purge_proofs.find(session, request_id) or {}
         dataset = session.get(Dataset, request.forget_dataset_id) if request.forget_dataset_id else None
         if dataset is not None and dataset.adopted_by == request_id:
-            _erase_dataset(session, keyring, blobs, dataset, "the request ended")
+            _erase_dataset(session, keyring, blobs, dataset, "the request ended", document)
         held_tombstones.drop(session, request_id)
         if request.status not in KEPT:
             request.fingerprint = None
         request.purged_at = session.scalar(select(now()))
-        history.write(session, "system", "request.purged", request_id, request_id)
+        history.write(session, "system", "request.purged", request_id, request_id, document)
 
 
 def purge_withdrawn(store: Store, keyring: Keyring, blobs: LocalBlobs, dataset_id: str, why: str) -> None:
     """Erase a set that `datasets.withdraw` took out of reach."""
+    proof.keep_of_set(store, keyring, blobs, dataset_id)
     with store.write() as session:
         dataset = session.get_one(Dataset, dataset_id, with_for_update=True)
         if dataset.adopted_by == datasets.WITHDRAWN:
-            _erase_dataset(session, keyring, blobs, dataset, why)
+            document = purge_proofs.find(session, dataset_id) or {}
+            _erase_dataset(session, keyring, blobs, dataset, why, document)
 
 
 def erase_superseded_answers(store: Store, keyring: Keyring, blobs: LocalBlobs) -> None:
@@ -83,14 +93,16 @@ def erase_superseded_answers(store: Store, keyring: Keyring, blobs: LocalBlobs) 
                 history.write(session, "system", "answers.erased", checkpoint.id)
 
 
-def _erase_dataset(session: Session, keyring: Keyring, blobs: LocalBlobs, dataset: Dataset, why: str) -> None:
+def _erase_dataset(
+    session: Session, keyring: Keyring, blobs: LocalBlobs, dataset: Dataset, why: str, document: dict[str, Any]
+) -> None:
     if dataset.purged_at is not None:
         return
     if dataset.key_id:
         keyring.destroy(dataset.key_id)
     blobs.delete(dataset.blob)
     blobs.delete(dataset.index_blob)
-    datasets.purge(session, dataset, "system", why)
+    datasets.purge(session, dataset, "system", {"why": why, **document})
 
 
 def _erase_resume_state(keyring: Keyring, blobs: LocalBlobs, job: jobs.Job) -> None:

@@ -28,7 +28,6 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.keywrap import InvalidUnwrap, aes_key_unwrap, aes_key_wrap
 
 from app.privacy import key_files
-from app.privacy.fingerprints import fingerprint
 from app.privacy.key_files import OTHERS, STRANGERS
 
 CHUNK = 1 << 20
@@ -135,10 +134,6 @@ class Keyring:
     def destroy_named(self, name: str) -> None:
         with self.lock():
             key_files.erase(self._path(self._named, name))
-
-    def fingerprint(self, digest: str) -> str:
-        """`fingerprint` under the key of that name."""
-        return fingerprint(self.named_key("fingerprint"), digest)
 
     def lock(self) -> AbstractContextManager[None]:
         """Whoever changes anything in the folder holds it, for moments."""

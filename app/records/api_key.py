@@ -30,6 +30,7 @@ SCOPES = {
     "requests:verify": "say whether who asked is who they say, for anybody's request",
     "requests:approve": "approve, deny and extend requests of others",
     "requests:reopen": "roll an alias back behind a completed request, which un-forgets someone and reopens it",
+    "requests:hold": "put a request under legal hold, so that nothing of it is purged, and lift the hold",
     "audit:read": "read and export the audit of everything, and the moves of aliases",
     "keys:write": "make, rotate and revoke keys",
 }
@@ -39,7 +40,7 @@ ROLES: dict[str, tuple[str, ...]] = {
     "owner": ("datasets:read", "datasets:write", "models:read", "models:write", "checkpoints:superseded"),
     "approver": (
         "datasets:read", "models:read", "checkpoints:superseded", "requests:read", "requests:concept", "requests:admin",
-        "requests:approve", "audit:read",
+        "requests:approve", "requests:hold", "audit:read",
     ),
     "verifier": ("requests:verify",),
     "auditor": ("datasets:read", "models:read", "requests:read", "requests:admin", "audit:read"),

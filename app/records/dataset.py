@@ -6,7 +6,9 @@ from typing import Any
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
+from app.errors import Conflict
 from app.records import history
+from app.records import legal_hold as legal_holds
 from app.records.base import Record, changed, now
 from app.records.request import LIVE, TERMINAL, Request
 
@@ -108,10 +110,19 @@ def adopt(session: Session, dataset: Dataset, request_id: str) -> bool:
 
 
 def withdraw(session: Session, dataset_id: str) -> bool:
-    """Make a set that is about to be erased unfit for adoption; false when a request that has not ended has it."""
+    """Make a set that is about to be erased unfit for adoption; false when a request that has not ended has it. Conflict when
+    a request that forgets from it is under a legal hold; nobody takes one until the transaction ends."""
+    if legal_holds.of_requests(session, lock_requests(session, dataset_id)):
+        raise Conflict("A request that forgets from this data set is under a legal hold.", code="legal-hold")
     ended = select(Request.id).where(Request.id == Dataset.adopted_by, Request.status.in_(TERMINAL)).exists()
     free = Dataset.adopted_by.is_(None) | (Dataset.adopted_by == WITHDRAWN) | ended
     return changed(session, update(Dataset).where(Dataset.id == dataset_id, free).values(adopted_by=WITHDRAWN))
+
+
+def lock_requests(session: Session, dataset_id: str) -> list[str]:
+    """Requests that forget from the set, in the order in which everybody locks them."""
+    named = select(Request.id).where(Request.forget_dataset_id == dataset_id)
+    return list(session.scalars(named.order_by(Request.id).with_for_update()))
 
 
 def used_by_request(session: Session, dataset_id: str) -> bool:
@@ -129,9 +140,9 @@ def unadopted(session: Session, older_than_seconds: float) -> list[str]:
     return list(session.scalars(query.limit(500)))
 
 
-def purge(session: Session, dataset: Dataset, actor: str, why: str) -> None:
+def purge(session: Session, dataset: Dataset, actor: str, details: dict[str, Any]) -> None:
     """Record that the set is gone. The caller has destroyed its key already."""
     dataset.purged_at = session.scalar(select(now()))
     dataset.name = None
     request_id = dataset.adopted_by if dataset.adopted_by != WITHDRAWN else None
-    history.write(session, actor, "dataset.purged", dataset.id, request_id, {"why": why})
+    history.write(session, actor, "dataset.purged", dataset.id, request_id, details)

@@ -1,5 +1,6 @@
 """What a user registers: a base network, the sets that judge it, and the policy that its versions must meet."""
 
+from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import ForeignKey, select
@@ -7,7 +8,13 @@ from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from app.records import history
 from app.records.base import Record, now
-from app.records.request import Step
+
+
+class Step(StrEnum):
+    """What a request may need before it is queued, in this order."""
+
+    VERIFICATION = "verification"
+    APPROVAL = "approval"
 
 
 class Model(Record):
@@ -25,9 +32,8 @@ class Model(Record):
     policy: Mapped[dict[str, Any]]  # kind of forgetting -> list of thresholds
     evaluation: Mapped[dict[str, Any]]
     ladder: Mapped[list[Any] | None]  # of method auto: method and resolved recipe; None: the family's default
-    process: Mapped[dict[str, Any]] = mapped_column(
-        default=lambda: dict.fromkeys(Step, "none")
-    )  # step -> none, required
+    process: Mapped[dict[str, Any]] = mapped_column(default=lambda: dict.fromkeys(Step, "none"))  # or required
+    retention: Mapped[dict[str, Any]] = mapped_column(default=dict)  # what was said; see `retention`
     created_by: Mapped[str]
     created_at: Mapped[float]
     revision: Mapped[int] = mapped_column(default=1)  # rises with every change; the ETag
@@ -38,6 +44,11 @@ def add(session: Session, model: Model) -> None:
     session.add(model)
     session.flush()
     history.write(session, model.created_by, "model.registered", model.id, details={"family": model.family})
+
+
+def retention(model: Model, failed_days: float) -> dict[str, float]:
+    """For how many days the sealed forget set of an ended request is kept. `failed_days`: where the model says nothing."""
+    return {"completed_days": 0, "failed_days": failed_days, **model.retention}
 
 
 def find(session: Session, name_or_id: str) -> Model | None:

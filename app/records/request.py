@@ -22,6 +22,10 @@ from sqlalchemy.orm import Mapped, Session, aliased, mapped_column
 from app.errors import Conflict
 from app.records import history
 from app.records.base import Record, changed, now
+from app.records.legal_hold import LegalHold
+from app.records.model import Model, Step
+
+DAY = 86400.0
 
 
 class Status(StrEnum):
@@ -38,18 +42,16 @@ class Status(StrEnum):
     REOPENED = "reopened"
 
 
-class Step(StrEnum):
-    """What a request may need before it is queued, in this order."""
-
-    VERIFICATION = "verification"
-    APPROVAL = "approval"
-
-
 AWAITING = {Step.VERIFICATION: Status.AWAITING_VERIFICATION, Step.APPROVAL: Status.AWAITING_APPROVAL}
 WAITING = tuple(AWAITING.values())  # for a person: no job exists yet
 LIVE = (*WAITING, Status.QUEUED, Status.RUNNING)
 RETRIABLE = (Status.FAILED, Status.EVALUATION_FAILED)
-FINAL = (Status.COMPLETED, Status.CANCELLED, Status.DENIED, Status.EXPIRED, Status.REOPENED)  # no retry: purged at once
+AT_ONCE = (
+    Status.CANCELLED,
+    Status.DENIED,
+    Status.EXPIRED,
+    Status.REOPENED,
+)  # purged so, whatever the model's retention
 TERMINAL = (Status.COMPLETED, *RETRIABLE, Status.CANCELLED, Status.DENIED, Status.EXPIRED)
 WITHOUT_WORK = (Status.DENIED, Status.EXPIRED, Status.CANCELLED)  # ends of a request that waits
 MOVES: dict[Status, tuple[Status, ...]] = {
@@ -254,11 +256,23 @@ def reopened(session: Session, model_id: str) -> list[str]:
     return list(session.scalars(query.order_by(Request.id)))
 
 
-def past_retention(session: Session, failed_seconds: float) -> list[str]:
-    """Ended requests whose forget set must go now: at once, or after `failed_seconds` where a retry is possible."""
-    at_once = Request.status.in_(FINAL)
-    kept = Request.status.in_(RETRIABLE) & (Request.finished_at < now() - failed_seconds)
-    return list(session.scalars(select(Request.id).where(Request.purged_at.is_(None), at_once | kept).limit(500)))
+def past_retention(session: Session, failed_days: float, request_id: str | None = None) -> list[str]:
+    """Ended requests, or this one, whose forget set must go now, by what their models say at present and where they say
+    nothing: at once, or after `failed_days` where a retry is possible. Those under a legal hold stay."""
+    at_once = Request.status.in_(AT_ONCE)
+    completed = _past(Request.status == Status.COMPLETED, "completed_days", 0)
+    ended = completed | _past(Request.status.in_(RETRIABLE), "failed_days", failed_days)
+    due = (
+        select(Request.id).join(Model, Model.id == Request.model_id).where(Request.purged_at.is_(None), at_once | ended)
+    )
+    due = due.where(~select(LegalHold.request_id).where(LegalHold.request_id == Request.id).exists())
+    return list(session.scalars((due if request_id is None else due.where(Request.id == request_id)).limit(500)))
+
+
+def _past(ended: ColumnElement[bool], policy: str, otherwise: float) -> ColumnElement[bool]:
+    """Whether as many days have gone by as the model's retention says under this name."""
+    days = func.coalesce(Model.retention[policy].as_float(), otherwise)
+    return ended & (func.coalesce(Request.finished_at, Request.created_at) <= now() - days * DAY)
 
 
 def duplicates(session: Session, ids: list[str], owner: str | None, most: int) -> dict[str, list[str]]:

@@ -13,11 +13,11 @@ from app.records import job as jobs
 from app.records import request as requests
 from app.records.base import new_id
 from app.records.checkpoint import Checkpoint, Status
-from tests import reports, tiny_pipelines
-from tests.app.api.deployed import World, upload_set
+from tests import pictures, reports, tiny, tiny_pipelines
+from tests.app.api.deployed import World, register, upload_set
 from tests.app.captioned import archive, unjudged
 from tests.conftest import client_for
-from tests.worker.test_load import BO, CLEO, TRAIN, add_painter, specified
+from tests.worker.test_load import BO, CLEO, TRAIN, add_painter, loaded, specified
 from worker.specification import Specification
 
 ADA, _, _, DOV = tiny_pipelines.NAMES
@@ -49,7 +49,7 @@ def completed(world: World, told: Specification, *figures: dict[str, Any]) -> st
             status=Status.RELEASED, manifest=parent.manifest, digest=parent.digest, changes={}, report=reports.report(*figures),
         )  # fmt: skip
         checkpoints.add(session, version, "worker:test")
-    purge.purge_request(lethe.store, lethe.keyring, lethe.blobs, job.request_id, purge.FINAL)
+    purge.purge_request(lethe.store, lethe.keyring, lethe.blobs, job.request_id, lethe.settings)
     return str(job.request_id)
 
 
@@ -127,3 +127,28 @@ def test_a_retain_set_of_labels_forgotten_before_leaves_nothing_to_keep(world: W
     completed(world, ask(world, concept=BO), shown())
     with pytest.raises(Refused, match="nothing would be left to keep"):
         ask(world, concept=CLEO)
+
+
+def test_an_uploaded_set_that_its_retention_keeps_is_asked_about_with_its_own_images(world: World) -> None:
+    lethe, admin = world.lethe, world.admin
+    for role, seed in (("train", 1), ("test", 2)):
+        assert upload_set(admin, role, role, pictures.imagefolder(seed=seed)).status_code == 201
+    answer = register(
+        world, "digits", tiny.write("vit", world.directory / "digits"), train="train", retain="train", test="test",
+        retention={"completed_days": 7},
+    )  # fmt: skip
+    assert answer.status_code == 201, answer.text
+    forget = upload_set(admin, "forget", body=pictures.imagefolder([3], 3, seed=9)).json()["id"]
+    completed(world, specified(world, model="digits", forget={"dataset": forget}), shown())
+    told = specified(world, model="digits", forget={"class_label": "0"})
+    (kept,) = told.message["promises"]
+    assert (kept["probe"], kept["reason"], kept["set"]["positions"]) == ("samples", None, [0, 1, 2])
+    (probe,) = loaded(world, told.message).probes
+    assert probe.samples is not None and len(probe.samples.x) == 3
+    lethe.blobs.delete(f"datasets/{forget}/images")  # its retention ends once the job was told of it
+    (probe,) = loaded(world, told.message).probes
+    assert (probe.samples, probe.told["reason"]) == (None, "forget_set_purged")
+    lethe.keyring.destroy(forget)
+    completed(world, told, shown())
+    later = specified(world, model="digits", forget={"class_label": "1"}).message["promises"]
+    assert [each["reason"] for each in later] == ["forget_set_purged", None]

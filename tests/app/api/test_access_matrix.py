@@ -110,6 +110,18 @@ def an_attack_job(world: World, owner: str) -> str:
     return str(answer.json()["id"])
 
 
+def a_held_request(world: World, owner: str) -> str:
+    request_id = a_request(world, owner)
+    assert world.admin.put(f"/v1/requests/{request_id}/hold", json={"code": "audit"}).status_code == 200
+    return request_id
+
+
+def a_purged_request(world: World, owner: str) -> str:
+    made = asked(world.admin)
+    assert world.admin.post(f"/v1/requests/{made['id']}/cancel").status_code == 202
+    return _given(world, requests.Request, made["id"], owner)
+
+
 def an_upload(world: World, owner: str) -> str:
     return _given(world, Upload, upload_model(world.admin, world.directory), owner)
 
@@ -229,6 +241,9 @@ ROWS = {
     ),
     ("get", REQUEST + "/attacks"): Row("requests:read", 200, a_request),
     ("post", REQUEST + "/attacks"): Row("requests:create", 202, an_attackable_request, call=sends(json=QUANTISED)),
+    ("put", REQUEST + "/hold"): Row("requests:hold", 200, a_request, call=sends(json={"code": "audit"})),
+    ("delete", REQUEST + "/hold"): Row("requests:hold", 204, a_held_request),
+    ("get", REQUEST + "/purge"): Row("requests:read", 200, a_purged_request),
     ("get", JOB): Row("requests:read", 200, an_ended_job),
     ("post", JOB + "/cancel"): Row("requests:create", 202, an_attack_job),
     ("get", JOB + "/events"): Row("requests:read", 200, an_ended_job),

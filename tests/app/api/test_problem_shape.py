@@ -18,6 +18,7 @@ MARKER = "anna-smith-1984"
 ADMINS = {
     ("get", "/v1/models/{name}/checkpoints/{number}/pictures/{picture}"),
     ("get", "/v1/requests/{request_id}/preview.png"),
+    ("put", "/v1/requests/{request_id}/hold"), ("delete", "/v1/requests/{request_id}/hold"),
     ("post", "/v1/uploads"), ("post", "/v1/models"), ("patch", "/v1/models/{name}"), ("get", "/v1/audit"),
     ("get", "/v1/audit/head"), ("get", "/v1/audit/export"),
     ("post", "/v1/keys"), ("get", "/v1/keys"), ("delete", "/v1/keys/{key_id}"),
@@ -37,6 +38,7 @@ BODIES: dict[tuple[str, str], dict[str, object]] = {  # without one, these are 4
     ("post", "/v1/requests/{request_id}/verification"): {"outcome": "verified", "method": "other"},
     ("post", "/v1/requests/{request_id}/deny"): {"code": "other"},
     ("post", "/v1/requests/{request_id}/extend"): {"code": "complexity", "notified_at": "2027-01-01T00:00:00Z"},
+    ("put", "/v1/requests/{request_id}/hold"): {"code": "audit"},
     ("post", "/v1/requests/{request_id}/attacks"): {"attacks": {"quantised_copies": {}}},
 }
 

@@ -1,0 +1,125 @@
+"""What proves a purge: taken of the sealed set while it is there, kept in the history, and checked when somebody asks.
+
+Digests of ciphertext and of key ids say what was destroyed. The root over the keyed digests of the samples says which
+images that were: whoever has them all, and the key of that name, computes it anew; without the key it tells nothing.
+"""
+
+import hashlib
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from app.audit import tree
+from app.errors import Refused
+from app.privacy.fingerprints import in_order, parted
+from app.privacy.sealing import KeyGone, Keyring, SealBroken
+from app.privacy.selection import forgotten, job_labels, read_index, read_wish
+from app.records import job as jobs
+from app.records import purge_proof as purge_proofs
+from app.records.dataset import Dataset
+from app.records.model import Model
+from app.records.request import Request
+from app.records.session import Store
+from app.storage import CHUNK, BlobMissing, LocalBlobs
+
+Document = dict[str, Any]
+METHOD = "key file overwritten and unlinked; ciphertext deleted"
+
+
+def keep_of_request(store: Store, keyring: Keyring, blobs: LocalBlobs, request_id: str) -> None:
+    """Before anything of a request is erased. Of a set that its owner erased before, what was kept then."""
+    with store.read() as session:
+        request = session.get_one(Request, request_id)
+        if purge_proofs.find(session, request_id) is not None:
+            return
+        model = session.get_one(Model, request.model_id)
+        dataset = session.get(Dataset, request.forget_dataset_id) if request.forget_dataset_id else None
+        earlier = purge_proofs.find(session, dataset.id) if dataset else None
+        keys = [job.key_id for job in jobs.of_request(session, request_id)]
+    if earlier is not None:
+        document = {**earlier, "keys": sorted({*earlier["keys"], *map(_digest, keys)})}
+    else:
+        samples = _selected(request, model, dataset, keyring, blobs) if dataset else None
+        document = _document(dataset, keys, samples, blobs)
+    with store.write() as session:
+        session.get_one(Request, request_id, with_for_update=True)
+        purge_proofs.keep(session, request_id, document)
+
+
+def keep_of_set(store: Store, keyring: Keyring, blobs: LocalBlobs, dataset_id: str) -> None:
+    """Before a sealed set is erased by its owner, or since no request has it."""
+    with store.read() as session:
+        dataset = session.get_one(Dataset, dataset_id)
+        if not dataset.sealed or purge_proofs.find(session, dataset_id) is not None:
+            return
+    document = _document(dataset, [], _all(dataset, keyring, blobs), blobs)
+    with store.write() as session:
+        session.get_one(Dataset, dataset_id, with_for_update=True)
+        purge_proofs.keep(session, dataset_id, document)
+
+
+def root_of(samples: list[dict[str, Any]]) -> Document:
+    """Of the keyed digests of samples of one index, under the key that was the newest then: sorted, and each once."""
+    found = [parted(in_order(sample)[0]) for sample in samples]
+    leaves = [bytes.fromhex(digest) for digest in sorted({digest for _, digest in found})]
+    key = found[0][0] if found else None
+    return {"count": len(found), "leaves": len(leaves), "root": tree.root(leaves).hex(), "key": key}
+
+
+def still_there(session: Session, keyring: Keyring, blobs: LocalBlobs, request: Request) -> dict[str, int]:
+    """How many of the key files and sealed objects that the purge destroyed are there now: none, or it is not true."""
+    work = jobs.of_request(session, request.id)
+    keys, names = [job.key_id for job in work], [f"resume/{job.id}" for job in work]
+    dataset = session.get(Dataset, request.forget_dataset_id) if request.forget_dataset_id else None
+    if dataset is not None and dataset.key_id is not None:
+        keys, names = [*keys, dataset.key_id], [*names, dataset.blob, dataset.index_blob]
+    return {
+        "keys_present": sum(keyring.exists(key_id) for key_id in keys),
+        "objects_present": sum(blobs.exists(name) for name in names),
+    }
+
+
+def _document(dataset: Dataset | None, keys: list[str], samples: Document | None, blobs: LocalBlobs) -> Document:
+    sealed = dataset is not None and dataset.key_id is not None
+    names = [dataset.blob, dataset.index_blob] if dataset is not None and sealed else []
+    key_ids = [*keys, dataset.key_id] if dataset is not None and dataset.key_id is not None else keys
+    return {
+        "method": METHOD,
+        "set": dataset.id if dataset else None,
+        "objects": [each for name in names if (each := _object(name, blobs)) is not None],
+        "keys": sorted(map(_digest, key_ids)),
+        "samples": samples,
+    }
+
+
+def _object(name: str, blobs: LocalBlobs) -> Document | None:
+    digest = hashlib.sha256()
+    try:
+        with blobs.open(name) as file:
+            while chunk := file.read(CHUNK):
+                digest.update(chunk)
+            return {"bytes": file.tell(), "sha256": digest.hexdigest()}
+    except BlobMissing:
+        return None
+
+
+def _selected(request: Request, model: Model, dataset: Dataset, keyring: Keyring, blobs: LocalBlobs) -> Document | None:
+    """Of the samples that the request selected. None where they cannot be told any more."""
+    try:
+        what, index = read_wish(request, keyring), read_index(dataset, keyring, blobs)
+        positions = forgotten(index, what, job_labels(model, index, what))
+    except (KeyGone, SealBroken, BlobMissing, Refused):
+        return None
+    return root_of([index["samples"][at] for at in positions])
+
+
+def _all(dataset: Dataset, keyring: Keyring, blobs: LocalBlobs) -> Document | None:
+    try:
+        index = read_index(dataset, keyring, blobs)
+    except (KeyGone, SealBroken, BlobMissing):
+        return None
+    return root_of(index["samples"])
+
+
+def _digest(key_id: str) -> str:
+    return hashlib.sha256(key_id.encode()).hexdigest()

@@ -1,0 +1,216 @@
+"""Retention, legal holds and the proof of a purge over HTTP, on both databases; the job ends as a worker ends it."""
+
+import hashlib
+import threading
+from typing import Any
+
+import pytest
+
+from app import sweeper
+from app.audit import tree
+from app.privacy import purge
+from app.privacy.fingerprints import fingerprint
+from app.privacy.images import decode, digest_of
+from app.records import job as jobs
+from app.records import legal_hold as legal_holds
+from app.records import request as requests
+from app.records.dataset import Dataset
+from app.records.legal_hold import Code
+from app.records.request import Request
+from tests import pictures
+from tests.app.api.deployed import World, asked, audited, forget_set, refused
+
+LABEL, IMAGES = 3, 3
+
+
+def end(world: World, request_id: str, status: str = "completed", days_ago: float = 0.0) -> None:
+    """The request as it stands so many days after it ended; nothing was purged meanwhile."""
+    with world.lethe.store.write() as session:
+        request = session.get_one(Request, request_id)
+        jobs.ask_newest_to_cancel(session, request_id, "test")
+        request.status = status
+        session.flush()
+        session.refresh(request)
+        request.status = status
+        request.finished_at = (request.finished_at or 0.0) - days_ago * requests.DAY
+
+
+def uploaded(world: World, seed: int = 7) -> tuple[str, str]:
+    """A queued request for an uploaded set: their ids."""
+    made = forget_set(world.admin, body=pictures.imagefolder([LABEL], IMAGES, seed=seed))
+    return asked(world.admin, forget={"dataset": made})["id"], made
+
+
+def sweep(world: World, request_id: str) -> bool:
+    """Whether it is purged after the sweeper's next round."""
+    sweeper.purge_old_data(world.lethe)
+    with world.lethe.store.read() as session:
+        return session.get_one(Request, request_id).purged_at is not None
+
+
+def keep_for(world: World, **days: float) -> dict[str, Any]:
+    answer = world.admin.patch("/v1/models/digits", json={"retention": days}, headers={"If-Match": "*"})
+    assert answer.status_code == 200, answer.text
+    kept: dict[str, Any] = answer.json()["retention"]
+    return kept
+
+
+def hold(world: World, request_id: str, code: str = "legal_claims") -> Any:
+    return world.admin.put(f"/v1/requests/{request_id}/hold", json={"code": code})
+
+
+def test_a_model_says_how_long_and_what_it_does_not_say_is_the_deployment_s(world: World) -> None:
+    assert world.admin.get("/v1/models/digits").json()["retention"] == {"completed_days": 0, "failed_days": 30}
+    assert keep_for(world, completed_days=7) == {"completed_days": 7, "failed_days": 30}
+    assert keep_for(world, failed_days=0.5) == {"completed_days": 0, "failed_days": 0.5}
+    assert keep_for(world) == {"completed_days": 0, "failed_days": 30}
+
+
+@pytest.mark.parametrize("days", [{"completed_days": -1}, {"failed_days": 3651}, {"completed_days": "7"}, {"days": 1}])
+def test_days_out_of_bounds_are_refused(world: World, days: dict[str, Any]) -> None:
+    answer = world.admin.patch("/v1/models/digits", json={"retention": days}, headers={"If-Match": "*"})
+    refused(answer, 422, "invalid-input", f"body.retention.{next(iter(days))}")
+
+
+@pytest.mark.parametrize(
+    ("status", "name"),
+    [("completed", "completed_days"), ("failed", "failed_days"), ("evaluation_failed", "failed_days")],
+)
+def test_a_set_stays_for_its_days_and_a_shorter_retention_works_at_once(world: World, status: str, name: str) -> None:
+    keep_for(world, **{name: 7})
+    request_id, _ = uploaded(world)
+    end(world, request_id, status, days_ago=6.9)
+    assert not sweep(world, request_id)
+    keep_for(world, **{name: 6})
+    assert sweep(world, request_id)
+    keep_for(world)
+
+
+@pytest.mark.parametrize("status", ["cancelled", "reopened"])
+def test_who_can_neither_be_retried_nor_kept_is_purged_at_once(world: World, status: str) -> None:
+    keep_for(world, completed_days=7, failed_days=7)
+    request_id, _ = uploaded(world)
+    end(world, request_id, status)
+    assert sweep(world, request_id)
+    keep_for(world)
+
+
+def test_a_hold_stops_the_purge_and_its_end_lets_it_happen(world: World) -> None:
+    request_id, dataset_id = uploaded(world)
+    held = hold(world, request_id)
+    assert held.status_code == 200 and held.json()["code"] == "legal_claims"
+    assert held.json() == world.admin.get(f"/v1/requests/{request_id}").json()["hold"]
+    end(world, request_id)
+    assert not sweep(world, request_id) and world.lethe.keyring.exists(dataset_id)
+    refused(world.admin.delete(f"/v1/datasets/{dataset_id}"), 409, "legal-hold")
+    refused(world.admin.get(f"/v1/requests/{request_id}/purge"), 404, "not-found")
+    assert world.admin.delete(f"/v1/requests/{request_id}/hold").status_code == 204
+    assert world.admin.get(f"/v1/requests/{request_id}").json()["hold"] is None
+    refused(world.admin.delete(f"/v1/requests/{request_id}/hold"), 404, "not-found")
+    assert sweep(world, request_id) and not world.lethe.keyring.exists(dataset_id)
+    actions = [entry["action"] for entry in audited(world, request=request_id)]
+    assert [each for each in actions if "hold" in each or "held" in each or each.endswith(".purged")] == [
+        "request.held", "request.hold_lifted", "dataset.purged", "request.purged",
+    ]  # fmt: skip
+
+
+def test_a_second_hold_changes_the_code_alone_and_the_same_one_nothing(world: World) -> None:
+    request_id, _ = uploaded(world)
+    first = hold(world, request_id).json()
+    assert hold(world, request_id).json() == first
+    assert hold(world, request_id, "audit").json() == {**first, "code": "audit"}
+    details = [entry["details"] for entry in audited(world, request=request_id, action="request.held")]
+    assert details == [{"code": "legal_claims"}, {"code": "audit"}]
+    refused(hold(world, request_id, "because"), 422, "invalid-input", "body.code")
+
+
+def test_what_was_purged_or_is_being_deleted_cannot_be_held(world: World) -> None:
+    request_id, _ = uploaded(world)
+    end(world, request_id)
+    assert sweep(world, request_id)
+    refused(hold(world, request_id), 409, "forget-set-purged")
+    request_id, dataset_id = uploaded(world)
+    end(world, request_id, "failed")
+    assert world.admin.delete(f"/v1/datasets/{dataset_id}").status_code == 204
+    refused(hold(world, request_id), 409, "forget-set-purged")
+
+
+def test_of_a_hold_and_a_purge_at_once_one_wins_and_the_other_sees_it(world: World) -> None:
+    """The hold is taken while the purge waits for the request's row."""
+    request_id, dataset_id = uploaded(world)
+    end(world, request_id)
+    lethe = world.lethe
+    purging = threading.Thread(
+        target=purge.purge_request, args=(lethe.store, lethe.keyring, lethe.blobs, request_id, lethe.settings)
+    )
+    with lethe.store.write() as session:
+        requests.hold(session, request_id)
+        purging.start()
+        purging.join(0.5)
+        assert purging.is_alive()
+        legal_holds.put(session, request_id, Code.AUDIT, "test")
+    purging.join(30)
+    assert lethe.keyring.exists(dataset_id) and not sweep(world, request_id)
+
+
+def test_a_purge_is_proven_by_what_it_destroyed_and_which_images_that_were(world: World) -> None:
+    request_id, dataset_id = uploaded(world, seed=77)
+    lethe = world.lethe
+    with lethe.store.read() as session:
+        dataset = session.get_one(Dataset, dataset_id)
+    sealed = [(lethe.blobs.root / name).read_bytes() for name in (dataset.blob, dataset.index_blob)]
+    end(world, request_id)
+    assert sweep(world, request_id)
+    proof = world.admin.get(f"/v1/requests/{request_id}/purge").json()
+    assert proof["objects"] == [{"bytes": len(each), "sha256": hashlib.sha256(each).hexdigest()} for each in sealed]
+    assert hashlib.sha256(dataset_id.encode()).hexdigest() in proof["keys"]
+    images = pictures.folder([LABEL], IMAGES, seed=77).values()  # who has them all, and the key
+    key = lethe.keyring.named_key("fingerprint")
+    marks = sorted(bytes.fromhex(fingerprint(key, digest_of(decode(each, "image")))) for each in images)
+    assert proof["samples"] == {"count": 3, "leaves": 3, "root": tree.root(marks).hex(), "key": "fingerprint"}
+    assert (proof["now"]["keys_present"], proof["now"]["objects_present"]) == (0, 0)
+    (entry,) = audited(world, request=request_id, action="request.purged")
+    assert entry["details"] == {name: proof[name] for name in ("method", "set", "objects", "keys", "samples")}
+    (entry,) = audited(world, request=request_id, action="dataset.purged")
+    assert entry["details"]["samples"] == proof["samples"]
+
+
+def test_a_proof_says_so_when_a_key_file_came_back(world: World) -> None:
+    request_id, dataset_id = uploaded(world)
+    end(world, request_id)
+    assert sweep(world, request_id)
+    world.lethe.keyring.new_key(dataset_id)
+    world.lethe.blobs.put(f"datasets/{dataset_id}/images", b"x")
+    found = world.admin.get(f"/v1/requests/{request_id}/purge").json()["now"]
+    assert (found["keys_present"], found["objects_present"]) == (1, 1)
+
+
+def test_a_registered_set_stays_and_the_proof_tells_which_samples_were_forgotten(world: World) -> None:
+    request_id = asked(world.admin, forget={"samples": ["0/0", "1/1"]})["id"]
+    end(world, request_id)
+    assert sweep(world, request_id)
+    proof = world.admin.get(f"/v1/requests/{request_id}/purge").json()
+    assert proof["objects"] == [] and proof["samples"]["count"] == 2
+    assert world.admin.get("/v1/datasets/train-set").json()["purged_at"] is None
+
+
+def test_a_purge_that_was_interrupted_after_the_key_still_proves_what_it_destroyed(world: World) -> None:
+    request_id, dataset_id = uploaded(world)
+    end(world, request_id)
+    lethe = world.lethe
+    purge.proof.keep_of_request(lethe.store, lethe.keyring, lethe.blobs, request_id)
+    lethe.keyring.destroy(dataset_id)
+    lethe.blobs.delete(f"datasets/{dataset_id}/images")
+    assert sweep(world, request_id)
+    proof = world.admin.get(f"/v1/requests/{request_id}/purge").json()
+    assert len(proof["objects"]) == 2 and proof["samples"]["count"] == 3
+
+
+def test_a_set_that_its_owner_deleted_is_proven_in_the_request_s_purge_too(world: World) -> None:
+    request_id, dataset_id = uploaded(world)
+    end(world, request_id, "failed", days_ago=31)
+    assert world.admin.delete(f"/v1/datasets/{dataset_id}").status_code == 204
+    (entry,) = audited(world, resource=dataset_id, action="dataset.purged")
+    assert sweep(world, request_id)
+    proof = world.admin.get(f"/v1/requests/{request_id}/purge").json()
+    assert proof["objects"] == entry["details"]["objects"] and len(proof["objects"]) == 2
