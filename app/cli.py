@@ -28,6 +28,7 @@ from app.override_command import override
 from app.protocol_commands import protocol
 from app.records import api_key as api_keys
 from app.records.session import Store
+from app.retire_command import retire
 from app.settings import Settings, settings
 
 
@@ -70,6 +71,7 @@ main.add_command(attack)
 main.add_command(audit)
 main.add_command(rollback)
 main.add_command(override)
+main.add_command(retire)
 main.add_command(protocol)
 
 

@@ -6,6 +6,7 @@
     |- Unauthorized          401     no key, or a key that is unknown, expired or revoked
     |- Forbidden             403     a good key without the scope
     |- Conflict              409     the thing's present state does not allow it
+    |- Gone                  410     it was here, and is erased for ever
     |- PreconditionFailed    412     If-Match or If-None-Match does not hold
     |- TooLarge              413     more bytes than a limit allows
     |- UnsupportedMedia      415     a body of another type than the route reads
@@ -100,6 +101,14 @@ class Conflict(LetheError):
     title_of_class = "Conflict"
 
     def __init__(self, detail: str, code: str = "conflict") -> None:
+        super().__init__(detail, code=code)
+
+
+class Gone(LetheError):
+    status_of_class = 410
+    title_of_class = "Gone"
+
+    def __init__(self, detail: str, code: str) -> None:
         super().__init__(detail, code=code)
 
 

@@ -21,6 +21,7 @@ from app.api import (
     overrides,
     problems,
     requests,
+    retirements,
     schemas,
 )
 from app.audit.sequencer import sequencing
@@ -61,7 +62,7 @@ def create_app(lethe: Deployment | None = None) -> FastAPI:
     app = FastAPI(title="Lethe", version="0.1.0", description=ABOUT, lifespan=run, docs_url=None, redoc_url=None)
     app.state.lethe = deployment
     problems.install(app, deployment)
-    about_models = (datasets, models, aliases, checkpoints, overrides, downloads)
+    about_models = (datasets, models, aliases, checkpoints, overrides, retirements, downloads)
     for resource in (*about_models, requests, attacks, jobs, audit, keys, schemas, health):
         app.include_router(resource.router)
     docs.install(app)

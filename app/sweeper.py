@@ -22,6 +22,7 @@ from app.records import intent as intents
 from app.records import job as jobs
 from app.records import request as requests
 from app.records import upload as uploads
+from app.retirement import erase_condemned
 from app.rounds import Rounds
 
 log = structlog.get_logger()
@@ -54,6 +55,7 @@ def sweep(lethe: Deployment, actor: str = "sweeper") -> None:
         lambda: ring_again(lethe),
         lambda: purge_old_data(lethe),
         lambda: delete_dead_blobs(lethe),
+        lambda: erase_condemned(lethe, actor),
         lambda: delete_old_scratch(lethe),
         lambda: forget_idempotency_keys(lethe),
     )
