@@ -23,6 +23,7 @@ ADMINS = {
     ("post", "/v1/keys"), ("get", "/v1/keys"), ("delete", "/v1/keys/{key_id}"),
     ("post", "/v1/keys/{key_id}/rotate"),
     ("post", "/v1/models/{name}/checkpoints/{number}/override"),
+    ("post", "/v1/models/{name}/checkpoints/{number}/retire"), ("post", "/v1/models/{name}/retire"),
     ("put", "/v1/models/{name}/aliases/{alias}"), ("delete", "/v1/models/{name}/aliases/{alias}"),
     ("post", "/v1/models/{name}/aliases/{alias}/rollback"), ("get", "/v1/models/{name}/aliases/{alias}/history"),
 }  # fmt: skip
@@ -31,6 +32,8 @@ BODIES: dict[tuple[str, str], dict[str, object]] = {  # without one, these are 4
     ("put", "/v1/models/{name}/aliases/{alias}"): {"version": 1, "reason": "x"},
     ("post", "/v1/models/{name}/aliases/{alias}/rollback"): {"reason": "x"},
     ("post", "/v1/models/{name}/checkpoints/{number}/override"): {"code": "other", "reason": "x"},
+    ("post", "/v1/models/{name}/checkpoints/{number}/retire"): {"code": "erasure"},
+    ("post", "/v1/models/{name}/retire"): {"code": "erasure"},
     ("post", "/v1/keys/{key_id}/rotate"): {},
     ("post", "/v1/requests/{request_id}/attacks"): {"attacks": {"quantised_copies": {}}},
 }
