@@ -44,10 +44,13 @@ def attack(lethe: Deployment, request: Request, attacks: dict[str, Any], actor: 
 
 
 def _version(session: Session, request: Request) -> Checkpoint:
-    """The newest that the request made."""
+    """The newest that the request made, whose weights and whose parent's are still there."""
     made = checkpoints.of_request(session, request.id)
     if not made:
         raise Conflict("The request has no version that could be attacked.", code="no-version")
+    parent = session.get_one(Checkpoint, made[-1].parent_id)
+    if checkpoints.Status.RETIRED in (made[-1].status, parent.status):
+        raise Conflict("Its version, or the one that it was made from, is retired.", code="version-retired")
     return made[-1]
 
 

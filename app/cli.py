@@ -35,6 +35,7 @@ from app.protocol_commands import protocol
 from app.records import api_key as api_keys
 from app.records.session import Store
 from app.retention_commands import hold, lift, purge_proof
+from app.retire_command import retire
 from app.settings import Settings, settings
 
 
@@ -80,7 +81,7 @@ main.add_command(audit)
 main.add_command(keyring)
 main.add_command(rollback)
 main.add_command(override)
-for command in (hold, lift, purge_proof):
+for command in (hold, lift, purge_proof, retire):
     main.add_command(command)
 main.add_command(protocol)
 main.add_command(request_bulk)

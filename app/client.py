@@ -231,6 +231,14 @@ class Lethe:
         proof: dict[str, Any] = self.call("GET", f"/v1/requests/{request_id}/purge")
         return proof
 
+    def retire(self, model: str, number: int | None, code: str, quarantined: bool = False) -> dict[str, Any]:
+        """Erase what a version, or (None) every superseded version of the model, alone holds."""
+        path = f"/v1/models/{model}" + (f"/checkpoints/{number}" if number is not None else "")
+        held = {"If-Match": self._etag(path) or "*"} if number is not None else {}
+        body = {"code": code, "quarantined": quarantined}
+        made: dict[str, Any] = self.call("POST", f"{path}/retire", json=body, headers=held)
+        return made
+
     def aliases(self, model: str) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = self.call("GET", f"/v1/models/{model}/aliases")
         return found

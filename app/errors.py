@@ -7,6 +7,7 @@
     |- Forbidden             403     a good key without the scope
     |- SameKey               403     who asked may not decide
     |- Conflict              409     the thing's present state does not allow it
+    |- Gone                  410     it was here, and is erased for ever
     |- PreconditionFailed    412     If-Match or If-None-Match does not hold
     |- TooLarge              413     more bytes than a limit allows
     |- UnsupportedMedia      415     a body of another type than the route reads
@@ -111,6 +112,14 @@ class Conflict(LetheError):
     title_of_class = "Conflict"
 
     def __init__(self, detail: str, code: str = "conflict") -> None:
+        super().__init__(detail, code=code)
+
+
+class Gone(LetheError):
+    status_of_class = 410
+    title_of_class = "Gone"
+
+    def __init__(self, detail: str, code: str) -> None:
         super().__init__(detail, code=code)
 
 

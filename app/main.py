@@ -24,6 +24,7 @@ from app.api import (
     overrides,
     problems,
     requests,
+    retirements,
     reviews,
     schemas,
 )
@@ -65,7 +66,7 @@ def create_app(lethe: Deployment | None = None) -> FastAPI:
     app = FastAPI(title="Lethe", version="0.1.0", description=ABOUT, lifespan=run, docs_url=None, redoc_url=None)
     app.state.lethe = deployment
     problems.install(app, deployment)
-    about_models = (datasets, models, aliases, checkpoints, overrides, downloads)
+    about_models = (datasets, models, aliases, checkpoints, overrides, retirements, downloads)
     about_requests = (bulk, estimates, requests, reviews, holds, attacks, jobs)  # the first two before {request_id}
     for resource in (*about_models, *about_requests, audit, keys, schemas, health):
         app.include_router(resource.router)

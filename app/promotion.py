@@ -149,6 +149,7 @@ def _check_name(name: str) -> None:
 
 
 def _refuse_unreleased(target: Checkpoint) -> None:
+    _refuse_retired(target, "version")
     if target.status == Status.SUPERSEDED:
         raise Refused(
             "version-superseded",
@@ -158,6 +159,11 @@ def _refuse_unreleased(target: Checkpoint) -> None:
             409,
         )
     _refuse_quarantined(target, "version")
+
+
+def _refuse_retired(target: Checkpoint, field: str) -> None:
+    if target.status == Status.RETIRED:
+        raise Refused("version-retired", field, "Its weights are erased.", "Name a released version.", 409)
 
 
 def _refuse_quarantined(target: Checkpoint, field: str) -> None:
@@ -173,6 +179,7 @@ def _refuse_quarantined(target: Checkpoint, field: str) -> None:
 
 def _refuse_no_rollback(alias: Alias, target: Checkpoint) -> None:
     _refuse_quarantined(target, "to_version")
+    _refuse_retired(target, "to_version")
     if target.number == alias.version:
         raise Refused(
             "alias-there-already", "to_version", "The alias points at this version.", "Name another one.", 409

@@ -24,6 +24,7 @@ from app.records import intent as intents
 from app.records import job as jobs
 from app.records import request as requests
 from app.records import upload as uploads
+from app.retirement import erase_condemned
 from app.returned_keys import destroy_returned
 from app.rounds import Rounds
 
@@ -59,6 +60,7 @@ def sweep(lethe: Deployment, actor: str = "sweeper") -> None:
         lambda: ring_again(lethe),
         lambda: purge_old_data(lethe),
         lambda: delete_dead_blobs(lethe),
+        lambda: erase_condemned(lethe, actor),
         lambda: delete_old_scratch(lethe),
         lambda: forget_idempotency_keys(lethe),
         lambda: watch_keys(lethe, actor),

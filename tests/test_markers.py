@@ -13,7 +13,9 @@ from typing import Any
 import psycopg
 import pytest
 import redis
+from sqlalchemy import update
 
+from app.client import Lethe
 from app.deployment import Deployment, deploy
 from app.privacy.sealing import KeyGone, unseal
 from app.privacy.selection import read_index, read_wish
@@ -22,6 +24,7 @@ from app.records.request import Request
 from app.settings import Settings
 from tests import markers, services, tiny
 from tests.app import captioned
+from tests.conftest import key_for
 from tests.running import Running, until
 
 pytestmark = [pytest.mark.verify, pytest.mark.timeout(600)]
@@ -49,6 +52,13 @@ class Place:
         made = client.upload_dataset(markers.archive(self.images), "forget")["id"]
         posted = client.request("words", {"dataset": made}, concept=markers.CONCEPT, method="salun", recipe=recipe)
         return posted["id"], made
+
+    def process(self, **steps: str) -> None:
+        self.running.client.call("PATCH", "/v1/models/words", json={"process": steps}, headers={"If-Match": "*"})
+
+    def other(self) -> Lethe:
+        """A client with another key, since who asked decides nothing."""
+        return Lethe(str(self.running.client.http.base_url), key_for(self.running.lethe))
 
     def policy(self, *thresholds: dict[str, Any]) -> None:
         change = {"policy": {"class_label": list(thresholds)}}
@@ -138,7 +148,27 @@ def evaluation_failed(place: Place) -> str:
     return place.ask(QUICK)[0]
 
 
-ENDINGS: list[Callable[[Place], str]] = [completed, failed, cancelled, evaluation_failed]  # denied, expired
+def denied(place: Place) -> str:
+    """By another key than the one that asked. The server is killed while the request waits, and the set lies sealed."""
+    place.process(approval="required")
+    request_id, _ = place.ask(QUICK)
+    place.running.kill("server")
+    assert place.found() == []
+    place.running.start("server")
+    place.other().deny(request_id, "excessive")
+    return request_id
+
+
+def expired(place: Place) -> str:
+    """Nobody says whether it is really the person, and the day passes."""
+    place.process(verification="required")
+    request_id, _ = place.ask(QUICK)
+    with place.running.lethe.store.write() as session:
+        session.execute(update(Request).where(Request.id == request_id).values(due_at=1.0))
+    return request_id
+
+
+ENDINGS: list[Callable[[Place], str]] = [completed, failed, cancelled, evaluation_failed, denied, expired]
 
 
 @pytest.mark.parametrize("ending", ENDINGS, ids=lambda ending: ending.__name__)

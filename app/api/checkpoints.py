@@ -11,11 +11,12 @@ from sqlalchemy.orm import Session
 from app import report_page, weights
 from app.api.dependencies import Lethe, moment, need
 from app.deployment import Deployment
-from app.errors import NotFound
+from app.errors import Gone, NotFound
 from app.override import etag
 from app.promotion import HEAD
 from app.records import alias as aliases
 from app.records import checkpoint as checkpoints
+from app.records import erasure as erasures
 from app.records import model as models
 from app.records.api_key import ApiKey
 from app.records.checkpoint import Checkpoint, Status
@@ -23,6 +24,7 @@ from app.records.job import Job
 from app.records.model import Model
 from app.records.request import Request
 from app.report import Report
+from app.storage import BlobMissing
 from app.weights import Manifest
 
 router = APIRouter(prefix="/v1/models/{name}/checkpoints", tags=["checkpoints"])
@@ -34,6 +36,19 @@ class FileOut(BaseModel):
     path: str
     size: int
     sha256: str
+
+
+class RetiredOut(BaseModel):
+    at: str
+    by: str
+    code: str
+    was: str = Field(description="Its status before.")
+    retirement: str = Field(description="Versions that were retired together have the same, and the same bytes.")
+    tensors: int
+    tensors_erased: int = Field(description="Tensors of which no version that stayed has the values.")
+    bytes_erased: int = Field(description="Of the packs that were deleted.")
+    bytes_kept: int = Field(description="Of new packs that hold what versions that stayed need of the deleted ones.")
+    erased: bool = Field(description="Whether all is deleted by now.")
 
 
 class CheckpointOut(BaseModel):
@@ -49,6 +64,7 @@ class CheckpointOut(BaseModel):
     files: list[FileOut]
     pictures: list[str]
     overridden: bool = Field(description="Whether a person released it against its verdict; its report says why.")
+    retired: RetiredOut | None = Field(description="When, by whom and why its weights were erased, and what went.")
     created_at: str
 
 
@@ -161,7 +177,7 @@ def get_picture(name: str, number: str, picture: str, lethe: Lethe, key: Concept
 
 
 def _picture(lethe: Deployment, checkpoint: Checkpoint, picture: str) -> bytes:
-    with lethe.blobs.open(f"pictures/{checkpoint.manifest.removeprefix('manifests/')}/{picture}") as file:
+    with lethe.blobs.open(f"pictures/{checkpoint.stem}/{picture}") as file:
         content: bytes = file.read()
     return content
 
@@ -191,8 +207,33 @@ def _number(session: Session, model_id: str, reference: str) -> int | None:
 
 
 def manifest_of(lethe: Deployment, checkpoint: Checkpoint) -> Manifest:
-    with lethe.blobs.open(checkpoint.manifest) as file:
-        return weights.decode(file.read())
+    """Gone when the version is retired. One that was stored anew since it was read has another manifest: then that one."""
+    if checkpoint.status == Status.RETIRED:
+        raise Gone("The version is retired: its weights are erased. Its report stays.", "version-retired")
+    try:
+        with lethe.blobs.open(checkpoint.manifest) as file:
+            return weights.decode(file.read())
+    except BlobMissing:
+        with lethe.store.read() as session:
+            present = session.get_one(Checkpoint, checkpoint.id)
+        if present.manifest == checkpoint.manifest and present.status == checkpoint.status:
+            raise
+        return manifest_of(lethe, present)
+
+
+def _retired(lethe: Deployment, checkpoint: Checkpoint) -> dict[str, Any] | None:
+    if checkpoint.retired is None:
+        return None
+    with lethe.store.read() as session:
+        erased = not erasures.unfinished(session, checkpoint.retired["retirement"])
+    return {**checkpoint.retired, "at": moment(checkpoint.retired["at"]), "erased": erased}
+
+
+def _files(lethe: Deployment, checkpoint: Checkpoint) -> list[dict[str, Any]]:
+    """Of a retired version what it had."""
+    if checkpoint.retired is not None:
+        return list(checkpoint.retired["files"])
+    return [{"path": f.path, "size": f.size, "sha256": f.sha256} for f in manifest_of(lethe, checkpoint).files]
 
 
 def _out(lethe: Deployment, model_name: str, checkpoint: Checkpoint, family: list[Checkpoint]) -> dict[str, Any]:
@@ -207,11 +248,9 @@ def _out(lethe: Deployment, model_name: str, checkpoint: Checkpoint, family: lis
         "job": checkpoint.job_id,
         "digest": checkpoint.digest,
         "changes": checkpoint.changes,
-        "files": [
-            {"path": file.path, "size": file.size, "sha256": file.sha256}
-            for file in manifest_of(lethe, checkpoint).files
-        ],
+        "files": _files(lethe, checkpoint),
         "pictures": checkpoint.report.get("pictures", []),
         "overridden": checkpoint.override is not None,
+        "retired": _retired(lethe, checkpoint),
         "created_at": moment(checkpoint.created_at),
     }

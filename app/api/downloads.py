@@ -20,6 +20,7 @@ from app.errors import Forbidden, NotFound, RangeNotSatisfiable, Refused
 from app.records import history
 from app.records.api_key import ApiKey
 from app.records.checkpoint import Checkpoint, Status
+from app.storage import BlobMissing
 from app.weights import Manifest
 from app.weights.manifest import File
 
@@ -38,7 +39,7 @@ _BINARY = {"content": {"application/octet-stream": {"schema": {"type": "string",
         200: {"description": "The whole file.", **_BINARY},
         206: {"description": "The range of it that was asked for.", **_BINARY},
         304: {"description": "If-None-Match names its ETag."},
-        **refusals(416, 422),
+        **refusals(410, 416, 422),
     },
 )
 @router.head("/{number}/files/{path:path}", include_in_schema=False)
@@ -74,7 +75,7 @@ def get_file(
     if span:
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{found.size}"
     _note_download(lethe, key, checkpoint, reason)
-    stream = weights.open_range(manifest, lethe.blobs, path, start, end)
+    stream = _stream(lethe, checkpoint, manifest, path, start, end)
     return StreamingResponse(
         stream, status_code=206 if span else 200, headers=headers, media_type="application/octet-stream"
     )
@@ -87,16 +88,18 @@ def get_file(
         200: {
             "description": "The archive.",
             "content": {"application/zip": {"schema": {"type": "string", "format": "binary"}}},
-        }
+        },
+        **refusals(410),
     },
 )
 def get_archive(name: str, number: str, lethe: Lethe, key: Reader, reason: Reason = None) -> Response:
     """The whole directory as a zip, streamed; unpack it and open it with plain `from_pretrained`."""
     model, checkpoint, _ = find_checkpoint(lethe, name, number)
+    manifest = manifest_of(lethe, checkpoint)
     _admit(key, checkpoint, reason)
     _note_download(lethe, key, checkpoint, reason)
     headers = {"Content-Disposition": f'attachment; filename="{model.name}-{checkpoint.number}.zip"'}
-    return StreamingResponse(_zip(lethe, manifest_of(lethe, checkpoint)), headers=headers, media_type="application/zip")
+    return StreamingResponse(_zip(lethe, checkpoint, manifest), headers=headers, media_type="application/zip")
 
 
 def _admit(key: ApiKey, checkpoint: Checkpoint, reason: str | None) -> None:
@@ -156,7 +159,24 @@ def _span(header: str, size: int) -> tuple[int, int] | None:
     return start, end
 
 
-def _zip(lethe: Deployment, manifest: Manifest) -> Iterator[bytes]:
+def _stream(
+    lethe: Deployment, checkpoint: Checkpoint, manifest: Manifest, path: str, start: int, end: int
+) -> Iterator[bytes]:
+    """The bytes. Where a retirement stores the version anew meanwhile, they go on from there: they are the same. Where it
+    retires the version, the stream breaks off, short of the length that was said."""
+    try:
+        for piece in weights.open_range(manifest, lethe.blobs, path, start, end):
+            yield piece
+            start += len(piece)
+    except BlobMissing:
+        with lethe.store.read() as session:
+            present = session.get_one(Checkpoint, checkpoint.id)
+        if present.manifest == checkpoint.manifest:
+            raise
+        yield from _stream(lethe, present, manifest_of(lethe, present), path, start, end)
+
+
+def _zip(lethe: Deployment, checkpoint: Checkpoint, manifest: Manifest) -> Iterator[bytes]:
     """A stored zip, written as it is read."""
     sink = _Sink()
     with zipfile.ZipFile(sink, "w", zipfile.ZIP_STORED) as archive:
@@ -164,7 +184,7 @@ def _zip(lethe: Deployment, manifest: Manifest) -> Iterator[bytes]:
             info = zipfile.ZipInfo(file.path)
             info.file_size = file.size
             with archive.open(info, "w", force_zip64=file.size > 1 << 31) as member:
-                for piece in weights.open_range(manifest, lethe.blobs, file.path, 0, file.size):
+                for piece in _stream(lethe, checkpoint, manifest, file.path, 0, file.size):
                     member.write(piece)
                     yield sink.take()
     yield sink.take()

@@ -23,6 +23,7 @@ SCOPES = {
     "models:write": "register models, change their policy, move their aliases",
     "checkpoints:superseded": "download checkpoints that a completed request superseded, or that are quarantined",
     "checkpoints:override": "release a quarantined version against its verdict",
+    "checkpoints:retire": "erase what superseded and quarantined checkpoints alone hold, for ever",
     "requests:create": "post deletion requests, and cancel or retry one's own",
     "requests:read": "read requests and jobs",
     "requests:concept": "read the concept that a request names",
@@ -37,7 +38,9 @@ SCOPES = {
 ROLES: dict[str, tuple[str, ...]] = {
     "admin": tuple(SCOPES),
     "requester": ("datasets:read", "datasets:write", "models:read", "requests:create", "requests:read"),
-    "owner": ("datasets:read", "datasets:write", "models:read", "models:write", "checkpoints:superseded"),
+    "owner": (
+        "datasets:read", "datasets:write", "models:read", "models:write", "checkpoints:superseded", "checkpoints:retire",
+    ),
     "approver": (
         "datasets:read", "models:read", "checkpoints:superseded", "requests:read", "requests:concept", "requests:admin",
         "requests:approve", "requests:hold", "audit:read",

@@ -1,7 +1,7 @@
-"""Versions of a model's weights. Immutable but for status and override; the newest released one is the head.
+"""Versions of a model's weights. Immutable but for status, override and where their bytes lie; the newest released one is the head.
 
 released: met its policy, or was released against its verdict. quarantined: missed it, weights kept. superseded: was released, but a request that
-completed later means that it still remembers someone.
+completed later means that it still remembers someone. retired: what it alone held is erased, and nothing leads back.
 """
 
 from collections.abc import Iterable
@@ -19,6 +19,7 @@ class Status(StrEnum):
     RELEASED = "released"
     QUARANTINED = "quarantined"
     SUPERSEDED = "superseded"
+    RETIRED = "retired"
 
 
 class Checkpoint(Record):
@@ -38,8 +39,14 @@ class Checkpoint(Record):
     changes: Mapped[dict[str, Any]]  # tensors and elements changed, bytes added and full
     report: Mapped[dict[str, Any]]
     override: Mapped[dict[str, Any] | None]  # when, by whom and why it was released against its verdict
+    retired: Mapped[dict[str, Any] | None]  # when, by whom, what it was before, and what went: see app/retirement.py
     answers: Mapped[str | None]  # blob of the sealed answer set, under the key of the checkpoint's id; may be missing
     created_at: Mapped[float]
+
+    @property
+    def stem(self) -> str:
+        """What names the blobs of a version: it stays when its weights are stored anew."""
+        return self.manifest.removeprefix("manifests/").partition(".")[0]
 
 
 def add(session: Session, checkpoint: Checkpoint, actor: str) -> None:
@@ -80,6 +87,23 @@ def release(session: Session, checkpoint: Checkpoint, actor: str, details: dict[
     history.write(session, actor, "checkpoint.overridden", checkpoint.id, checkpoint.request_id, details)
 
 
+def retire(
+    session: Session, checkpoint: Checkpoint, actor: str, retired: dict[str, Any], details: dict[str, Any]
+) -> None:
+    """A superseded or quarantined version: nothing is one's parent or download any more. Its report stays."""
+    assert checkpoint.status in (Status.SUPERSEDED, Status.QUARANTINED)
+    checkpoint.status, checkpoint.retired = Status.RETIRED, retired
+    session.flush()
+    history.write(session, actor, "checkpoint.retired", checkpoint.id, checkpoint.request_id, details)
+
+
+def move(session: Session, checkpoint: Checkpoint, actor: str, manifest: str, details: dict[str, Any]) -> None:
+    """The same bytes, in other packs."""
+    checkpoint.manifest = manifest
+    session.flush()
+    history.write(session, actor, "checkpoint.repacked", checkpoint.id, checkpoint.request_id, details)
+
+
 def find(session: Session, model_id: str, number: int) -> Checkpoint | None:
     return session.scalar(select(Checkpoint).where(Checkpoint.model_id == model_id, Checkpoint.number == number))
 
@@ -111,7 +135,7 @@ def line(session: Session, checkpoint: Checkpoint) -> list[Checkpoint]:
 
 def lacking(session: Session, checkpoint: Checkpoint) -> list[str]:
     """Requests whose version is neither this one nor an ancestor of it: what they forgot, it still remembers."""
-    columns = (Checkpoint.id, Checkpoint.parent_id, Checkpoint.request_id, Checkpoint.status)
+    columns = (Checkpoint.id, Checkpoint.parent_id, Checkpoint.request_id, Checkpoint.status, Checkpoint.retired)
     rows = session.execute(
         select(*columns).where(Checkpoint.model_id == checkpoint.model_id).order_by(Checkpoint.number)
     ).all()
@@ -122,7 +146,8 @@ def lacking(session: Session, checkpoint: Checkpoint) -> list[str]:
         line.append(ancestor)
         ancestor = parents[ancestor]
     met = {row.request_id for row in rows if row.id in line}
-    made = [row.request_id for row in rows if row.request_id and row.status != Status.QUARANTINED]
+    was = {row.id: row.retired["was"] if row.retired else row.status for row in rows}
+    made = [row.request_id for row in rows if row.request_id and was[row.id] != Status.QUARANTINED]
     return [request_id for request_id in made if request_id not in met]
 
 
@@ -148,8 +173,9 @@ def keep_answers(session: Session, blobs: Iterable[str]) -> None:
 
 
 def with_answers_to_erase(session: Session) -> list[Checkpoint]:
-    """Superseded, with an answer set: it shows whom the version remembers, and no job asks that version again."""
-    due = (Checkpoint.status == Status.SUPERSEDED) & Checkpoint.answers.is_not(None)
+    """Superseded or retired, with an answer set: it shows whom the version remembers, and no job asks that version again."""
+    past = Checkpoint.status.in_([Status.SUPERSEDED, Status.RETIRED])
+    due = past & Checkpoint.answers.is_not(None)
     return list(session.scalars(select(Checkpoint).where(due).limit(500)))
 
 

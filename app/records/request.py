@@ -256,6 +256,12 @@ def reopened(session: Session, model_id: str) -> list[str]:
     return list(session.scalars(query.order_by(Request.id)))
 
 
+def any_held(session: Session, model_id: str) -> bool:
+    """Whether a request of the model is under legal hold."""
+    held = select(Request.id).join(LegalHold, LegalHold.request_id == Request.id).where(Request.model_id == model_id)
+    return session.scalar(held.limit(1)) is not None
+
+
 def past_retention(session: Session, failed_days: float, request_id: str | None = None) -> list[str]:
     """Ended requests, or this one, whose forget set must go now, by what their models say at present and where they say
     nothing: at once, or after `failed_days` where a retry is possible. Those under a legal hold stay."""

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from app.weights.manifest import File, Layer, Manifest, Pack, Segment, Tensor, p
 from app.weights.restore import BLOCK, Elements, blocks, checked, segment_chunks, unsigned
 
 # Restoring reads every layer of a tensor, so a chain is cut here: the next change is stored in full, which then is the
-# one exception to "whichever is smaller". `lethe retire` folds chains long before.
+# one exception to "whichever is smaller". `lethe retire` folds what only retired versions had.
 LONGEST_CHAIN = 32
 
 
@@ -80,7 +80,17 @@ class _Parent:
         return next((file for file in self.manifest.files if file.path == path), None)
 
 
-class _Writer:
+class Source(Protocol):
+    """A tensor to be packed: its digest, and its blocks as often as they are asked for."""
+
+    path: str
+    digest: str
+
+    def blocks(self) -> Iterator[Elements]: ...
+    def tensor(self, layers: tuple[Layer, ...]) -> Tensor: ...
+
+
+class Writer:
     """The pack while it is written."""
 
     def __init__(self, stream: BinaryIO, name: str, longest_chain: int) -> None:
@@ -102,7 +112,7 @@ class _Writer:
 
 
 class _Source:
-    """A tensor in the directory: its digest, and its blocks as often as they are asked for."""
+    """A tensor in the directory."""
 
     def __init__(self, stream: BinaryIO, declared: HeaderTensor, path: str) -> None:
         self.declared = declared
@@ -133,7 +143,7 @@ def _pack(parent: _Parent | None, directory: Path, pack_path: Path, pack_name: s
         raise ValueError(f"{pack_name}: the parent has a pack of this name")
     try:
         with pack_path.open("wb") as stream:
-            pack = _Writer(stream, pack_name, longest_chain)
+            pack = Writer(stream, pack_name, longest_chain)
             files = tuple(_pack_file(parent, directory, found, pack) for found in described)
         needed = packs_of(Manifest((), files))
         with pack_path.open("rb") as stream:
@@ -146,7 +156,7 @@ def _pack(parent: _Parent | None, directory: Path, pack_path: Path, pack_name: s
     return Manifest(tuple(known for known in (*inherited, written) if known.name in needed), files)
 
 
-def _pack_file(parent: _Parent | None, directory: Path, found: DescribedFile, pack: _Writer) -> File:
+def _pack_file(parent: _Parent | None, directory: Path, found: DescribedFile, pack: Writer) -> File:
     before = parent.file(found.path) if parent else None
     with (directory / found.path).open("rb") as stream:
         sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
@@ -159,14 +169,14 @@ def _pack_file(parent: _Parent | None, directory: Path, found: DescribedFile, pa
             source = _Source(stream, declared, found.path)
             old = known.get(declared.name)
             if parent and old and (old.dtype, old.shape) == (declared.dtype, declared.shape):
-                tensors.append(_pack_against(old, parent.blobs, source, pack))
+                tensors.append(pack_against(old, parent.blobs, source, pack))
             else:
-                tensors.append(source.tensor((_pack_full(source, pack, declared.elements),)))
+                tensors.append(source.tensor((pack_full(source, pack, declared.elements),)))
     return File(found.path, found.size, sha256, segment, tuple(tensors))
 
 
 def _pack_opening(
-    parent: _Parent | None, before: File | None, stream: BinaryIO, found: DescribedFile, pack: _Writer
+    parent: _Parent | None, before: File | None, stream: BinaryIO, found: DescribedFile, pack: Writer
 ) -> Segment:
     """What precedes the first tensor, the whole file if it has none; the parent's segment where that is the same."""
     length = found.header.length if found.header else found.size
@@ -185,14 +195,14 @@ def _pack_opening(
     return Segment(pack.name, start, length)
 
 
-def _pack_full(source: _Source, pack: _Writer, changed: int) -> Layer:
+def pack_full(source: Source, pack: Writer, changed: int) -> Layer:
     start = pack.offset
     for block in source.blocks():
         pack.write(block)
     return Layer(pack.name, start, changed, full=True)
 
 
-def _pack_against(old: Tensor, blobs: Blobs, source: _Source, pack: _Writer) -> Tensor:
+def pack_against(old: Tensor, blobs: Blobs, source: Source, pack: Writer) -> Tensor:
     """The tensor as the parent has it, plus a layer if it changed: values and mask, or in full if that is smaller."""
     if source.digest == old.digest:
         return source.tensor(old.layers)
@@ -210,4 +220,4 @@ def _pack_against(old: Tensor, blobs: Blobs, source: _Source, pack: _Writer) -> 
             pack.write(mask)
         return source.tensor((*old.layers, Layer(pack.name, start, changed, full=False)))
     pack.rewind(start)
-    return source.tensor((_pack_full(source, pack, changed),))
+    return source.tensor((pack_full(source, pack, changed),))

@@ -145,6 +145,13 @@ def a_quarantined_version(world: World, owner: str) -> str:
     return str(forgotten(world, "overruled", Status.QUARANTINED)[0])
 
 
+def a_retirable_version(world: World, owner: str) -> str:
+    """Superseded; nobody's in particular."""
+    number = forgotten(world, "retired")[0]
+    forgotten(world, "retired")
+    return str(number)
+
+
 def _given(world: World, record: Any, thing: str, owner: str) -> str:
     with world.lethe.store.write() as session:
         session.execute(update(record).where(record.id == thing).values(created_by=owner))
@@ -209,6 +216,11 @@ ROWS = {
         "checkpoints:override", 200, a_quarantined_version, foreign=200, path={"name": "overruled", "number": "{thing}"},
         call=sends(json={"code": "other", "reason": "x"}, **MATCH),
     ),
+    ("post", CHECKPOINTS + "/{number}/retire"): Row(
+        "checkpoints:retire", 200, a_retirable_version, foreign=200, path={"name": "retired", "number": "{thing}"},
+        call=sends(json={"code": "erasure"}, **MATCH),
+    ),
+    ("post", MODEL + "/retire"): Row("checkpoints:retire", 200, path=DIGITS, call=sends(json={"code": "erasure"})),
     ("get", "/v1/requests"): Row("requests:read", 200),
     ("post", "/v1/requests"): Row(
         "requests:create", 202, a_forget_set,
@@ -273,7 +285,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     lethe = deploy(Settings(data=folder / "lethe", rate_limit="", rate_limit_address=""))
     migration.upgrade(lethe.store)
     made = build(lethe, folder)
-    assert register(made, "overruled", made.directory, retain="train-set").status_code == 201
+    for name in ("overruled", "retired"):
+        assert register(made, name, made.directory, retain="train-set").status_code == 201
     numbers = [add_version(made, folder)[0] for _ in range(2)]
     assert len(numbers) == 2
     with lethe.store.write() as session:  # 1 is the base: 2 and 3 have reports and pictures
