@@ -127,7 +127,8 @@ def test_it_goes_with_what_a_retry_needs_unless_the_request_completed(world: Wor
     lethe = world.lethe
     with lethe.store.write() as session:
         session.execute(update(Request).where(Request.id == made).values(status=status))
-    purge.purge_request(lethe.store, lethe.keyring, lethe.blobs, made, purge.FINAL + purge.RETRIABLE)
+    at_once = lethe.settings.model_copy(update={"failed_retention_days": 0.0})
+    purge.purge_request(lethe.store, lethe.keyring, lethe.blobs, made, at_once)
     with lethe.store.read() as session:
         assert (session.scalar(select(Request.fingerprint).where(Request.id == made)) is not None) == kept
     listed = world.requester.get("/v1/requests", params={"duplicate_of": made}).json()["data"]

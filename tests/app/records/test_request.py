@@ -9,7 +9,7 @@ from app import migration
 from app.deployment import Deployment, deploy
 from app.errors import Conflict
 from app.records import request as requests
-from app.records.request import FINAL, LIVE, MOVES, RETRIABLE, TERMINAL, WAITING, Request, Status
+from app.records.request import AT_ONCE, LIVE, MOVES, RETRIABLE, TERMINAL, WAITING, Request, Status
 from app.settings import Settings
 from tests.app.records.test_job import add_job, add_model
 from tests.history import written
@@ -61,4 +61,4 @@ def test_a_move_is_in_the_table_or_impossible(one: Deployment, source: Status, t
 def test_every_status_is_of_one_kind() -> None:
     assert set(LEGAL) == set(MOVES) == set(Status)
     assert set(LIVE) | set(TERMINAL) | {Status.REOPENED} == set(Status) and not set(LIVE) & set(TERMINAL)
-    assert set(TERMINAL) | {Status.REOPENED} == set(FINAL) | set(RETRIABLE) and set(WAITING) < set(LIVE)
+    assert set(TERMINAL) | {Status.REOPENED} == {*AT_ONCE, Status.COMPLETED, *RETRIABLE} and set(WAITING) < set(LIVE)
