@@ -12,28 +12,28 @@ import httpx
 import uvicorn
 from pydantic import ValidationError
 from rich.console import Console
-from rich.table import Column, Table
+from rich.table import Table
 
-from app import logs, migration, prompts
+from app import logs, migration
 from app.alias_commands import alias, rollback
 from app.attack_command import attack
 from app.audit_commands import audit
 from app.bulk_command import request_bulk
 from app.catalog_view import catalogue
 from app.client import DEFAULT_URL, Damaged, Lethe, Problem
-from app.deadlines import Regime
 from app.deployment import deploy
-from app.display import Watcher, console, json_option, show_comparison, show_report, show_rungs, value_of
+from app.display import Watcher, console, json_option, show_comparison, show_report, show_rungs
 from app.embedded import run_embedded, wait_for_dependencies, worker_command
 from app.errors import Refused
-from app.estimate_display import show_estimate
 from app.keyring_commands import keyring
 from app.lifecycle_commands import approve, deny, extend, verify
+from app.model_commands import models
 from app.override_command import override
 from app.privacy.sealing import Keyring
 from app.protocol_commands import protocol
 from app.records import api_key as api_keys
 from app.records.session import Store
+from app.request_commands import cancel, list_requests, preview, request, retry, watch
 from app.retention_commands import hold, lift, purge_proof
 from app.retire_command import retire
 from app.settings import Settings, settings
@@ -73,18 +73,24 @@ def main() -> None:
     logs.configure()
 
 
-for decision in (approve, deny, extend, verify):
-    main.add_command(decision)
-main.add_command(alias)
-main.add_command(attack)
-main.add_command(audit)
-main.add_command(keyring)
-main.add_command(rollback)
-main.add_command(override)
-for command in (hold, lift, purge_proof, retire):
+OF_REQUESTS = (
+    request,
+    request_bulk,
+    watch,
+    list_requests,
+    preview,
+    cancel,
+    retry,
+    approve,
+    deny,
+    extend,
+    verify,
+    attack,
+)
+OF_VERSIONS = (models, alias, rollback, override, retire)
+OF_RECORDS = (audit, hold, lift, purge_proof, keyring, protocol)
+for command in (*OF_REQUESTS, *OF_VERSIONS, *OF_RECORDS):
     main.add_command(command)
-main.add_command(protocol)
-main.add_command(request_bulk)
 
 
 @main.command()
@@ -163,75 +169,6 @@ def catalog(as_json: bool) -> None:
     console.print("attacks:", ", ".join(attack["name"] for attack in found["attacks"]))
 
 
-@main.group()
-def models() -> None:
-    """Registered models."""
-
-
-@models.command("register")
-@click.argument("directory", type=click.Path(exists=True, path_type=Path))
-@click.option("--name", required=True)
-@click.option("--family", required=True, help="See `lethe catalog`.")
-@click.option("--train", help="Data set it was trained on.")
-@click.option("--retain", help="Data set to keep.")
-@click.option("--test", help="Data set it never saw.")
-@click.option("--judge", help="Registered classifier that judges generated images.")
-@click.option(
-    "--evaluator",
-    "evaluators",
-    multiple=True,
-    metavar="PART=MODEL",
-    help="A further registered model that measures, such as clip=scorer. Repeatable.",
-)
-@click.option(
-    "--evaluation",
-    multiple=True,
-    metavar="NAME=VALUE",
-    help='A setting of how outputs are produced, such as contexts=["ink","oil"], or prompts=@FILE. Repeatable.',
-)
-@json_option
-def register(
-    directory: Path,
-    name: str,
-    family: str,
-    train: str,
-    retain: str,
-    test: str,
-    judge: str,
-    evaluators: tuple[str, ...],
-    evaluation: tuple[str, ...],
-    as_json: bool,
-) -> None:
-    """Upload a Hugging Face directory (config and safetensors) and register it."""
-    parts = {part: model for part, _, model in (pair.partition("=") for pair in evaluators)}
-    settings_ = {
-        key: prompts.named(text) or value_of(text) for key, _, text in (pair.partition("=") for pair in evaluation)
-    }
-    with Lethe() as lethe:
-        model = lethe.register_model(
-            directory, name, family, train=train, retain=retain, test=test, judge=judge,
-            evaluators=parts or None, evaluation=settings_ or None,
-        )  # fmt: skip
-    click.echo(json.dumps(model, indent=2) if as_json else f"{model['name']} is registered as version {model['head']}")
-    for warned in model["warnings"] if not as_json else ():
-        click.secho(f"{warned['field']}: {warned['rule']} {warned['remedy']}", fg="yellow", err=True)
-
-
-@models.command("list")
-@json_option
-def list_models(as_json: bool) -> None:
-    """All models."""
-    with Lethe() as lethe:
-        found = list(lethe.pages("/v1/models"))
-    if as_json:
-        click.echo(json.dumps(found, indent=2))
-        return
-    table = Table("model", "family", "head", "labels")
-    for model in found:
-        table.add_row(model["name"], model["family"], str(model["head"]), str(len(model["labels"])))
-    console.print(table)
-
-
 @main.command()
 @click.argument("source", type=click.Path(exists=True, path_type=Path))
 @click.option("--role", type=click.Choice(["forget", "retain", "train", "test"]), required=True)
@@ -242,124 +179,6 @@ def upload(source: Path, role: str, name: str | None, as_json: bool) -> None:
     with Lethe() as lethe:
         dataset = lethe.upload_dataset(source, role, name)
     click.echo(json.dumps(dataset, indent=2) if as_json else f"{dataset['id']}: {dataset['count']} images")
-
-
-@main.command()
-@click.argument("model")
-@click.option(
-    "--concept", help="What this is about; sealed. Alone, it selects the samples whose label or caption names it."
-)
-@click.option("--class-label", help="A label of the model.")
-@click.option("--dataset", help="Id of an uploaded forget set.")
-@click.option("--sample", "samples", multiple=True, help="Id of a sample of the train set; repeat.")
-@click.option("--method", default="auto", show_default=True, help="auto climbs the model's ladder, cheapest first.")
-@click.option(
-    "--set", "settings_", multiple=True, metavar="NAME=VALUE", help="A hyper-parameter of a named method; repeat."
-)
-@click.option("--generate-forget", type=int, help="Images to make of the concept, when no registered set has any.")
-@click.option("--generate-retain", type=int, help="Images to make of what to keep, when the model has no retain set.")
-@click.option("--seed", default=0)
-@click.option("--reference", help="Registered model, retrained without the forget set.")
-@click.option("--external-id", help="Your own id for it, stored in plain.")
-@click.option("--due", help="Until when it must be done, such as 2027-01-31T00:00:00Z.")
-@click.option(
-    "--regime",
-    type=click.Choice([each.value for each in Regime]),
-    default=None,
-    help="Which law's periods hold (default other).",
-)
-@click.option("--wait/--no-wait", default=False, help="Watch it to its end.")
-@click.option("--dry-run", is_flag=True, help="Say what it would select, change and cost, and ask for nothing.")
-@json_option
-def request(
-    model: str,
-    concept: str,
-    class_label: str,
-    dataset: str,
-    samples: tuple[str, ...],
-    method: str,
-    settings_: tuple[str, ...],
-    generate_forget: int | None,
-    generate_retain: int | None,
-    seed: int,
-    reference: str,
-    external_id: str,
-    due: str,
-    regime: str | None,
-    wait: bool,
-    dry_run: bool,
-    as_json: bool,
-) -> None:
-    """Ask that MODEL forget a class, samples, an uploaded forget set or, with --concept alone, all that it names."""
-    forget = _given(class_label=class_label, dataset=dataset, samples=list(samples) or None)
-    generate = _given(forget=generate_forget, retain=generate_retain)
-    recipe = {name: value_of(text) for name, _, text in (pair.partition("=") for pair in settings_)}
-    with Lethe() as lethe:
-        posted = (lethe.estimate if dry_run else lethe.request)(
-            model, forget or None, generate=generate or None,
-            concept=concept, method=method, recipe=recipe, seed=seed, reference=reference,
-            external_id=external_id, due_at=due, regime=regime,
-        )  # fmt: skip
-        if dry_run:
-            show_estimate(posted, as_json)
-        elif wait:
-            _watch(lethe, posted["id"], as_json)
-        else:
-            click.echo(json.dumps(posted, indent=2) if as_json else f"{posted['id']} {posted['status']}")
-
-
-@main.command()
-@click.argument("request_id")
-@json_option
-def watch(request_id: str, as_json: bool) -> None:
-    """Follow a request to its end. Exit status 0 only when it completed."""
-    with Lethe() as lethe:
-        _watch(lethe, request_id, as_json)
-
-
-@main.command("requests")
-@click.option("--status")
-@click.option("--model")
-@click.option(
-    "--at-risk", type=int, metavar="DAYS", help="Only those due within DAYS, or overdue; the nearest deadline first."
-)
-@json_option
-def list_requests(status: str | None, model: str | None, at_risk: int | None, as_json: bool) -> None:
-    """Deletion requests, newest first."""
-    with Lethe() as lethe:
-        found = list(lethe.pages("/v1/requests", status=status, model=model, at_risk=at_risk))
-    if as_json:
-        click.echo(json.dumps(found, indent=2))
-        return
-    table = Table(
-        Column("request", no_wrap=True),
-        Column("status", no_wrap=True),
-        "model",
-        "method",
-        "forgets",
-        "version",
-        "due",
-        "days left",
-    )
-    for each in found:
-        made = ", generated" if each["forget_source"] == "generated" else ""
-        forgets = f"{each['forget_count']} by {each['forget_kind']}{made}"
-        version = "" if each["checkpoint"] is None else str(each["checkpoint"])
-        table.add_row(each["id"], each["status"], each["model"], _tried(each), forgets, version, *_due(each))
-    console.print(table)
-
-
-def _due(request: dict[str, Any]) -> tuple[str, str]:
-    left = "" if request["days_left"] is None else str(request["days_left"])
-    return request["due_at"][:10], f"{left} overdue".strip() if request["overdue"] else left
-
-
-def _tried(request: dict[str, Any]) -> str:
-    """The method; with auto also the rung that was reached."""
-    if request["method"] != "auto" or not request["jobs"]:
-        return str(request["method"])
-    reached = request["jobs"][-1]
-    return f"auto: {reached['method']}, rung {reached['rung'] + 1} of {len(request['ladder'])}"
 
 
 @main.command()
@@ -420,37 +239,6 @@ def _version(request: dict[str, Any] | None, named: str) -> tuple[str, int | str
 
 
 @main.command()
-@click.argument("request_id")
-@click.argument("target", type=click.Path(path_type=Path))
-@json_option
-def preview(request_id: str, target: Path, as_json: bool) -> None:
-    """Save a contact sheet of a few samples that a request selects as TARGET (PNG)."""
-    with Lethe() as lethe:
-        target.write_bytes(lethe.preview(request_id))
-    click.echo(json.dumps({"path": str(target)}) if as_json else f"A preview of {request_id} is in {target}")
-
-
-@main.command()
-@click.argument("request_id")
-@json_option
-def cancel(request_id: str, as_json: bool) -> None:
-    """Cancel a request that has not ended."""
-    with Lethe() as lethe:
-        asked = lethe.call("POST", f"/v1/requests/{request_id}/cancel")
-    click.echo(json.dumps(asked, indent=2) if as_json else f"{asked['id']} {asked['status']}")
-
-
-@main.command()
-@click.argument("request_id")
-@json_option
-def retry(request_id: str, as_json: bool) -> None:
-    """Queue a request that failed, or missed a threshold, again."""
-    with Lethe() as lethe:
-        asked = lethe.call("POST", f"/v1/requests/{request_id}/retry")
-    click.echo(json.dumps(asked, indent=2) if as_json else f"{asked['id']} {asked['status']}")
-
-
-@main.command()
 @click.argument("version", metavar="MODEL[:VERSION]")
 @click.argument("target", type=click.Path(path_type=Path))
 @click.option(
@@ -469,27 +257,6 @@ def pull(version: str, target: Path, reason: str | None, as_json: bool) -> None:
     click.echo(
         json.dumps({"path": str(target), "number": found["number"], "status": found["status"]}) if as_json else line
     )
-
-
-def _watch(lethe: Lethe, request_id: str, as_json: bool) -> None:
-    with Watcher(Console(stderr=True)) as watcher:
-        done = lethe.wait(request_id, watcher.event)
-    click.echo(
-        json.dumps(done, indent=2) if as_json else f"{done['id']} {done['status']} {done['reason'] or ''}".strip()
-    )
-    if len(done["jobs"]) > 1 and not as_json:
-        show_rungs(console, done)
-    if done["status"] == "evaluation_failed" and not as_json:
-        show_report(console, lethe.report(done["model"], done["checkpoint"]))
-        why = {"broken_promise": "what an earlier request forgot has come back"}
-        missed = why.get(done["reason"], "a threshold was missed or could not be measured")
-        click.echo(f"version {done['checkpoint']} is in quarantine: {missed}")
-    if done["status"] != "completed":
-        sys.exit(1)
-
-
-def _given(**values: Any) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None}
 
 
 if __name__ == "__main__":
