@@ -88,7 +88,8 @@ def retire(lethe: Deployment, order: Order, once: Once = UNKEYED) -> str:
             if again.seen != choice.seen:
                 raise _refused("model-changed", "Its versions changed meanwhile.", "Send it again.")
             _record(session, again, stored, order, retirement)
-            intents.fulfil(session, [blob for pair in names.values() for blob in pair])
+            if not intents.fulfil(session, [blob for pair in names.values() for blob in pair]):
+                raise _refused("model-changed", "It took longer than LETHE_PACK_GRACE_HOURS.", "Send it again.")
             once.settle(retirement)
     erase_condemned(lethe, order.actor)
     return retirement

@@ -122,17 +122,16 @@ def purge_old_data(lethe: Deployment) -> None:
 
 
 def delete_dead_blobs(lethe: Deployment) -> None:
-    """Blobs whose intent is dead, old, and unreferenced in the same transaction that forgets the intent."""
+    """Blobs whose intent is dead and old. Who forgets the intent first, here or whoever refers to the blob, has it."""
     grace = lethe.settings.pack_grace_hours * 3600
     with lethe.store.read() as session:
         dead = intents.dead(session, grace)
     for blob in dead:
         with lethe.store.write() as session:
-            if not checkpoints.uses_blob(session, blob):
+            if intents.forget(session, blob) and not checkpoints.uses_blob(session, blob):
                 if blob.startswith(("datasets/", "answers/")):
                     lethe.keyring.destroy(blob.split("/")[1])  # its upload died: what it sealed must not stay readable
                 lethe.blobs.delete(blob)
-            intents.forget(session, blob)
 
 
 def forget_idempotency_keys(lethe: Deployment) -> None:

@@ -256,6 +256,56 @@ def test_a_version_that_is_registered_meanwhile_makes_it_start_again(
     assert send(world, old).status_code == 200
 
 
+def test_one_that_outlives_its_intents_starts_again_and_the_head_keeps_its_packs(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sweeper takes what it stored for a dead upload's."""
+    old, head = past(world, tmp_path)
+    before, there, stored = contents(world, head), packs(world), retirement._store
+
+    def and_swept(*args: Any) -> Any:
+        made = stored(*args)
+        with world.lethe.store.write() as session:
+            session.query(intents.Intent).update({"created_at": 0.0})
+        sweeper.delete_dead_blobs(world.lethe)
+        return made
+
+    monkeypatch.setattr(retirement, "_store", and_swept)
+    with pytest.raises(Refused) as error:
+        retirement.retire(world.lethe, order(world, old))
+    assert error.value.code == "model-changed" and packs(world) == there and contents(world, head) == before
+    monkeypatch.undo()
+    assert send(world, old).status_code == 200 and contents(world, head) == before
+
+
+def test_the_sweeper_leaves_packs_that_a_transaction_is_about_to_refer_to(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, head = past(world, tmp_path)
+    before, fulfil = contents(world, head), intents.fulfil
+    sweeping = threading.Thread(target=sweeper.delete_dead_blobs, args=(world.lethe,))
+
+    def and_swept(*args: Any) -> bool:
+        done = fulfil(*args)
+        sweeping.start()
+        sweeping.join(1.0)  # it waits for the transaction's end
+        return done
+
+    stored = retirement._store
+
+    def and_old(*args: Any) -> Any:
+        made = stored(*args)
+        with world.lethe.store.write() as session:
+            session.query(intents.Intent).update({"created_at": 0.0})
+        return made
+
+    monkeypatch.setattr(retirement, "_store", and_old)
+    monkeypatch.setattr(intents, "fulfil", and_swept)
+    retirement.retire(world.lethe, order(world, old))
+    sweeping.join()
+    assert contents(world, head) == before
+
+
 class Killed(BaseException):
     """As if the process had died: nothing that tidies up runs after it."""
 
