@@ -96,8 +96,9 @@ def retire(lethe: Deployment, order: Order, once: Once = UNKEYED) -> str:
 
 
 def erase_condemned(lethe: Deployment, actor: str = "system") -> None:
-    """Delete what retirements condemned, each with its history row. May be interrupted, repeated, and done by two at once."""
-    with lethe.store.read() as session:
+    """Delete what retirements condemned, each with its history row. May be interrupted, repeated, and done by two at once.
+    What a running job may read waits for its end."""
+    with lethe.store.write() as session:
         due = erasures.due(session)
     for each in due:
         lethe.blobs.delete(each.blob)

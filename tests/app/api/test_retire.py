@@ -231,6 +231,39 @@ def test_while_a_job_runs_that_reads_the_model_nothing_goes(world: World, tmp_pa
     refused(send(world, old), 409, "model-busy", "version")
 
 
+def test_blobs_that_a_running_job_was_told_of_stay_until_it_ends(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a model that it was judged by when it started; or claimed while the retirement commits."""
+    assert register(world, "told", world.directory).status_code == 201
+    started: list[jobs.Job] = []
+    record = retirement._record
+    for when in ("before", "meanwhile"):
+        old, _ = past(world, tmp_path)
+        there = packs(world)
+        started.clear()
+        if when == "before":
+            started.append(running(world, "told"))
+        elif world.lethe.store.engine.dialect.name == "postgresql":
+
+            def and_claimed(*args: Any) -> None:
+                record(*args)
+                started.append(running(world, "told"))
+
+            monkeypatch.setattr(retirement, "_record", and_claimed)
+        else:  # SQLite has one writer at a time
+            continue
+        gone = send(world, old).json()
+        monkeypatch.undo()
+        assert gone["status"] == "retired" and gone["retired"]["erased"] is False and there <= packs(world)
+        sweeper.sweep(world.lethe)
+        assert there <= packs(world)
+        with world.lethe.store.write() as session:
+            jobs.fail(session, started[0].id, started[0].lease_token, "worker:test", {"code": "test", "detail": ""})
+        sweeper.sweep(world.lethe)
+        assert world.admin.get(f"{PATH}/{old}").json()["retired"]["erased"] is True and not there <= packs(world)
+
+
 def order(world: World, number: int | None) -> Order:
     return Order("digits", number, Code.ERASURE, False, "test")
 
