@@ -1,11 +1,15 @@
 """Evaluators beside the judge: which registered models may measure a model, and in which part."""
 
+import json
 import re
 from typing import Any
 
-from app import catalog
+from sqlalchemy.orm import Session
+
+from app import catalog, weights
 from app.deployment import Deployment
 from app.errors import Refused
+from app.records import checkpoint as checkpoints
 from app.records import model as models
 from app.records.model import Model
 from app.settings import Settings
@@ -15,6 +19,18 @@ REJECT_LABELS = ("none", "reject", "unknown")  # a judge's own label for what is
 
 def real_labels(judge: Model) -> list[str]:
     return [label for label in judge.labels if label.lower() not in REJECT_LABELS]
+
+
+def can_reject(lethe: Deployment, session: Session, judge: Model) -> bool:
+    """By a label of its own for that, or by a confidence that its config.json asks for."""
+    if any(label.lower() in REJECT_LABELS for label in judge.labels):
+        return True
+    with lethe.blobs.open(checkpoints.head(session, judge.id).manifest) as file:
+        manifest = weights.decode(file.read())
+    size = manifest.file("config.json").size
+    config = json.loads(b"".join(weights.open_range(manifest, lethe.blobs, "config.json", 0, size)))
+    threshold = config.get("reject_below", 0)
+    return isinstance(threshold, int | float) and threshold > 0
 
 
 def resolve_evaluators(
@@ -37,7 +53,7 @@ def resolve_evaluators(
         if part == "context":
             _check_contexts(model, evaluation.get("contexts", []), field)
         if part == "detector":
-            _check_detector(model, evaluation, field)
+            _check_detector(lethe, model, evaluation, field)
         found[part] = model.id
     return found
 
@@ -68,8 +84,8 @@ def _check_contexts(judge: Model, contexts: list[str], field: str) -> None:
         )
 
 
-def _check_detector(detector: Model, evaluation: dict[str, Any], field: str) -> None:
-    """It needs prompts to look at, and at least one label of its own to find."""
+def _check_detector(lethe: Deployment, detector: Model, evaluation: dict[str, Any], field: str) -> None:
+    """It needs prompts to look at, at least one label of its own to find, and a way to say that it sees no image."""
     for name, rule, remedy in (
         ("prompts", "A detector needs prompts for which images are drawn.", "List them; docs/protocols.md says how."),
         ("detector_labels", "A detector needs to know which of its labels count.", "Name some of its labels."),
@@ -83,4 +99,13 @@ def _check_detector(detector: Model, evaluation: dict[str, Any], field: str) -> 
             field,
             "It does not know every one of evaluation.detector_labels as a label.",
             "Name labels that it has; a label for what is no image is none.",
+        )
+    with lethe.store.read() as session:
+        rejects = can_reject(lethe, session, detector)
+    if not rejects:
+        raise Refused(
+            "detector-never-rejects",
+            field,
+            "It must be able to answer that an image is none of its labels, or noise would look clean.",
+            "Give it a label 'none', or set reject_below in its config.json, and register it anew.",
         )

@@ -16,7 +16,7 @@ from app import catalog, weights
 from app.decoding import ArrivingSet
 from app.deployment import Deployment
 from app.errors import Conflict, NotFound, Refused
-from app.evaluators import REJECT_LABELS, real_labels, resolve_evaluators
+from app.evaluators import can_reject, real_labels, resolve_evaluators
 from app.fingerprint_keys import living_keys
 from app.idempotency import UNKEYED, Once
 from app.privacy.checkpoint_guard import DirectoryFacts, unpack_model
@@ -284,25 +284,13 @@ def _check_judge(lethe: Deployment, session: Session, judge: Model, labels: list
             "It does not know the model's labels: as many, and where they are words, the same.",
             "Train it on the model's labels.",
         )
-    if not _can_reject(lethe, session, judge):
+    if not can_reject(lethe, session, judge):
         raise Refused(
             "judge-never-rejects",
             "judge",
             "It must be able to answer that an image is none of its labels, or noise would look like forgetting.",
             "Give it a label 'none', or set reject_below in its config.json, and register it anew.",
         )
-
-
-def _can_reject(lethe: Deployment, session: Session, judge: Model) -> bool:
-    """By a label of its own for that, or by a confidence that its config.json asks for."""
-    if any(label.lower() in REJECT_LABELS for label in judge.labels):
-        return True
-    with lethe.blobs.open(checkpoints.head(session, judge.id).manifest) as file:
-        manifest = weights.decode(file.read())
-    size = manifest.file("config.json").size
-    config = json.loads(b"".join(weights.open_range(manifest, lethe.blobs, "config.json", 0, size)))
-    threshold = config.get("reject_below", 0)
-    return isinstance(threshold, int | float) and threshold > 0
 
 
 def _taken() -> Conflict:

@@ -88,15 +88,17 @@ def retire(lethe: Deployment, order: Order, once: Once = UNKEYED) -> str:
             if again.seen != choice.seen:
                 raise _refused("model-changed", "Its versions changed meanwhile.", "Send it again.")
             _record(session, again, stored, order, retirement)
-            intents.fulfil(session, [blob for pair in names.values() for blob in pair])
+            if not intents.fulfil(session, [blob for pair in names.values() for blob in pair]):
+                raise _refused("model-changed", "It took longer than LETHE_PACK_GRACE_HOURS.", "Send it again.")
             once.settle(retirement)
     erase_condemned(lethe, order.actor)
     return retirement
 
 
 def erase_condemned(lethe: Deployment, actor: str = "system") -> None:
-    """Delete what retirements condemned, each with its history row. May be interrupted, repeated, and done by two at once."""
-    with lethe.store.read() as session:
+    """Delete what retirements condemned, each with its history row. May be interrupted, repeated, and done by two at once.
+    What a running job may read waits for its end."""
+    with lethe.store.write() as session:
         due = erasures.due(session)
     for each in due:
         lethe.blobs.delete(each.blob)

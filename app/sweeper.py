@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
 
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
@@ -122,17 +123,16 @@ def purge_old_data(lethe: Deployment) -> None:
 
 
 def delete_dead_blobs(lethe: Deployment) -> None:
-    """Blobs whose intent is dead, old, and unreferenced in the same transaction that forgets the intent."""
+    """Blobs whose intent is dead and old. Who forgets the intent first, here or whoever refers to the blob, has it."""
     grace = lethe.settings.pack_grace_hours * 3600
     with lethe.store.read() as session:
         dead = intents.dead(session, grace)
     for blob in dead:
         with lethe.store.write() as session:
-            if not checkpoints.uses_blob(session, blob):
+            if intents.forget(session, blob) and not checkpoints.uses_blob(session, blob):
                 if blob.startswith(("datasets/", "answers/")):
                     lethe.keyring.destroy(blob.split("/")[1])  # its upload died: what it sealed must not stay readable
                 lethe.blobs.delete(blob)
-            intents.forget(session, blob)
 
 
 def forget_idempotency_keys(lethe: Deployment) -> None:
@@ -153,11 +153,24 @@ def watch_keys(lethe: Deployment, actor: str) -> None:
 
 
 def delete_old_scratch(lethe: Deployment) -> None:
-    """Folders of workers that were killed on hosts that did not come back, and blobs that were never finished; hourly."""
+    """Folders of workers that were killed on hosts that did not come back, of servers that were killed, and blobs that were
+    never finished; hourly."""
     if time.monotonic() - _last_tidy[0] < 3600:
         return
     _last_tidy[0] = time.monotonic()
     lethe.blobs.sweep_partial(timedelta(days=1))
     for folder in lethe.settings.scratch.glob("*"):
-        if time.time() - folder.stat().st_mtime > SCRATCH_DAYS * DAY and folder.name != "server":
+        if folder.name != "server" and _idle_seconds(folder) > SCRATCH_DAYS * DAY:
             shutil.rmtree(folder, ignore_errors=True)
+    for left in lethe.settings.scratch.glob("server/*"):  # a version's bytes, where a server was killed
+        if _idle_seconds(left, inside=True) > DAY:
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _idle_seconds(path: Path, inside: bool = False) -> float:
+    """Since it was written to; 0 where it is gone."""
+    try:
+        written = [each.lstat().st_mtime for each in (path, *(path.rglob("*") if inside else ()))]
+    except FileNotFoundError:
+        return 0.0
+    return time.time() - max(written)

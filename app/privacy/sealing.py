@@ -11,6 +11,7 @@ so a sealed form that was cut, reordered, spliced or moved to another context do
 
 import base64
 import binascii
+import os
 import re
 import secrets
 import struct
@@ -75,6 +76,8 @@ class Keyring:
         self._data, self._named = folder / "data", folder / "named"
         for private in (folder, self._data, self._named):
             private.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if (owner := private.stat().st_uid) != os.geteuid():
+                raise PermissionError(f"{private} belongs to user {owner}: run this as that user (sudo -u '#{owner}')")
             if private.stat().st_mode & 0o077:
                 raise PermissionError(f"{private} can be opened by other users: chmod 700 it")
         with self.lock():

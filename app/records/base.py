@@ -7,7 +7,7 @@ import secrets
 import time
 from typing import Any
 
-from sqlalchemy import JSON, CursorResult, Double, MetaData, Update
+from sqlalchemy import JSON, CursorResult, Delete, Double, MetaData, Update
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, Session
 from sqlalchemy.sql.compiler import SQLCompiler
@@ -37,6 +37,13 @@ def changed(session: Session, statement: Update) -> bool:
     result = session.execute(statement.execution_options(synchronize_session=False))
     assert isinstance(result, CursorResult)
     return result.rowcount > 0
+
+
+def deleted(session: Session, statement: Delete) -> int:
+    """Run a DELETE. How many rows went; loaded records are not touched."""
+    result = session.execute(statement.execution_options(synchronize_session=False))
+    assert isinstance(result, CursorResult)
+    return result.rowcount
 
 
 class now(FunctionElement[float]):  # noqa: N801  (used as an SQL function)

@@ -6,6 +6,7 @@ from sqlalchemy import BigInteger, insert, select, update
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from app.records.base import Record, changed, now
+from app.records.job import Job, Status
 
 
 class Erasure(Record):
@@ -16,17 +17,26 @@ class Erasure(Record):
     model_id: Mapped[str]
     bytes: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str]
+    condemned_at: Mapped[float | None]  # after the transaction that condemned it; None: nobody looked since
     erased_at: Mapped[float | None] = mapped_column(index=True)  # None: it is still to be deleted
 
 
 def condemn(session: Session, retirement: str, model_id: str, blobs: list[dict[str, Any]]) -> None:
     """`blobs`: blob, bytes, sha256. No record that stays refers to them after this transaction."""
     for each in blobs:
-        session.execute(insert(Erasure).values(retirement=retirement, model_id=model_id, erased_at=None, **each))
+        session.execute(
+            insert(Erasure).values(retirement=retirement, model_id=model_id, condemned_at=None, erased_at=None, **each)
+        )
 
 
 def due(session: Session) -> list[Erasure]:
-    return list(session.scalars(select(Erasure).where(Erasure.erased_at.is_(None)).order_by(Erasure.blob).limit(500)))
+    """To be deleted now. What a job runs with it was told when it started: while one that started earlier than the blob was
+    condemned still runs, whatever its model is, the blob stays."""
+    fresh = Erasure.condemned_at.is_(None) & Erasure.erased_at.is_(None)
+    changed(session, update(Erasure).where(fresh).values(condemned_at=now()))
+    told = select(Job.id).where(Job.status == Status.RUNNING, Job.started_at <= Erasure.condemned_at)
+    query = select(Erasure).where(Erasure.erased_at.is_(None), ~told.exists())
+    return list(session.scalars(query.order_by(Erasure.blob).limit(500)))
 
 
 def done(session: Session, blob: str) -> bool:

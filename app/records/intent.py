@@ -6,7 +6,7 @@ An intent is dead when its holder is gone: its lease has a later token or an end
 from sqlalchemy import delete, insert, select
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
-from app.records.base import Record, now
+from app.records.base import Record, deleted, now
 from app.records.job import Job, Status
 
 
@@ -24,9 +24,9 @@ def declare(session: Session, blobs: list[str], job_id: str | None = None, lease
         session.execute(insert(Intent).values(blob=blob, job_id=job_id, lease_token=lease_token, created_at=now()))
 
 
-def fulfil(session: Session, blobs: list[str]) -> None:
-    """The blobs are referenced by a record that commits in this transaction."""
-    session.execute(delete(Intent).where(Intent.blob.in_(blobs)))
+def fulfil(session: Session, blobs: list[str]) -> bool:
+    """The blobs are referenced by a record that commits in this transaction. False when the sweeper deleted one meanwhile."""
+    return deleted(session, delete(Intent).where(Intent.blob.in_(blobs))) == len(blobs)
 
 
 def dead(session: Session, older_than_seconds: float) -> list[str]:
@@ -38,5 +38,6 @@ def dead(session: Session, older_than_seconds: float) -> list[str]:
     return list(session.scalars(query.limit(500)))
 
 
-def forget(session: Session, blob: str) -> None:
-    session.execute(delete(Intent).where(Intent.blob == blob))
+def forget(session: Session, blob: str) -> bool:
+    """False when it was forgotten or fulfilled before. Until the transaction ends nobody fulfils it."""
+    return deleted(session, delete(Intent).where(Intent.blob == blob)) > 0

@@ -41,7 +41,9 @@ def _give_the_new_scope() -> None:
 
 
 def downgrade() -> None:
-    """Retired versions become what no alias is set to; their weights do not come back."""
-    op.execute("UPDATE checkpoints SET status = 'superseded' WHERE status = 'retired'")
+    """Refused while a version is retired: its weights do not come back, and an older release would look for them."""
+    checkpoints = sa.table("checkpoints", sa.column("status", sa.String))
+    if op.get_bind().execute(sa.select(checkpoints).where(checkpoints.c.status == "retired").limit(1)).first():
+        raise RuntimeError("a version is retired, which an older release does not know: restore a backup instead")
     op.drop_table("erasures")
     op.drop_column("checkpoints", "retired")

@@ -16,8 +16,12 @@ from app import cli, keyring_status, migration, settings, sweeper
 from app.deployment import deploy
 from app.errors import JobError
 from app.fingerprint_rotation import retire, rotate
+from app.privacy.sealing import Keyring
+from app.records import checkpoint as checkpoints
+from app.records import model as models
+from app.registration import scratch
 from app.settings import Settings
-from tests.app.api.deployed import World, asked, audited, build, forget_set, upload_set
+from tests.app.api.deployed import World, asked, audited, build, forget_set, forgotten, upload_set
 from tests.app.test_fingerprint_rotation import FIRST, forget, image, left_out, told
 from tests.conftest import key_for
 
@@ -149,13 +153,42 @@ def test_a_key_that_a_restored_backup_brings_back_is_destroyed_again(
 ) -> None:
     monkeypatch.setattr(sweeper, "_last_watch", [-3600.0])
     purged, living = forget_set(operator.requester), forget_set(operator.requester)
+    version, _ = forgotten(operator, "digits")
+    forgotten(operator, "digits")
+    with operator.lethe.store.read() as session:
+        model = models.find(session, "digits")
+        assert model is not None
+        old, head = (checkpoints.find(session, model.id, version + each) for each in (0, 1))
+        assert old is not None and head is not None
     folder, backup = operator.lethe.keyring.folder / "data", operator.lethe.settings.data / "backup"
     shutil.copytree(folder, backup)
     assert operator.requester.delete(f"/v1/datasets/{purged}", headers={"If-Match": "*"}).status_code == 204
     assert not operator.lethe.keyring.exists(purged)
     shutil.copytree(backup, folder, dirs_exist_ok=True)
+    for answered in (old, head):
+        operator.lethe.keyring.new_key(answered.id)
     assert operator.lethe.keyring.exists(purged)
     sweeper.watch_keys(operator.lethe, "sweeper:test")
     assert not operator.lethe.keyring.exists(purged) and operator.lethe.keyring.exists(living)
+    assert not operator.lethe.keyring.exists(old.id) and operator.lethe.keyring.exists(head.id)
     (said,) = audited(operator, action="keyring.returned_destroyed")
-    assert said["details"] == {"keys": 1}
+    assert said["details"] == {"keys": 2}
+
+
+def test_the_key_folder_of_another_user_is_left_alone(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as root's, by sudo: files that it makes anew would be root's, and the service could read them no more."""
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    with pytest.raises(PermissionError, match="run this as that user"):
+        Keyring(world.lethe.keyring.folder)
+
+
+def test_what_a_killed_server_left_in_scratch_goes_after_a_day(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweeper, "_last_tidy", [-3600.0])
+    old, working = (scratch(world.lethe) / name for name in ("tmpold", "tmpworking"))
+    for folder in (old, working):
+        folder.mkdir()
+        (folder / "pack").write_bytes(b"weights")
+        os.utime(folder, (0, 0))
+    os.utime(old / "pack", (0, 0))
+    sweeper.delete_old_scratch(world.lethe)
+    assert not old.exists() and working.exists()

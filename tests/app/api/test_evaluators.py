@@ -18,7 +18,7 @@ DETECTS = {"prompts": LIST, "detector_labels": ["2"]}
 
 @pytest.fixture
 def painter(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Register a painter with these options; a classifier `digits` of the labels 0 to 3 and a scorer are there."""
+    """Register a painter with these options; a classifier `digits` of the labels 0 to 3, a scorer and a detector are there."""
     unjudged(monkeypatch)
     if world.admin.get("/v1/models/scorer").status_code == 404:
         assert (
@@ -26,6 +26,9 @@ def painter(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> An
         )
         made = register(world, "scorer", tiny.write("clip", tmp_path / "scorer"), family="clip")
         assert made.status_code == 201, made.text
+        rejecting = tiny.write("vit", tmp_path / "detector", reject_below=0.5)
+        sets = {"train": "train-set", "retain": "train-set", "test": "test-set"}
+        assert register(world, "detecting", rejecting, **sets).status_code == 201
 
     def make(name: str, **options: Any) -> Any:
         return register(world, name, tiny.write("sd", tmp_path / name), family=PAINTER, train="painted", **options)
@@ -61,6 +64,7 @@ def test_evaluators_are_named_by_name_or_id_and_answered_by_id(world: World, pai
         ({"evaluators": {"detector": "digits"}}, "prompts-missing", "evaluation.prompts"),
         ({"evaluators": {"detector": "digits"}, "evaluation": {"prompts": LIST}}, "detector-labels-missing", "evaluation.detector_labels"),
         ({"evaluators": {"detector": "digits"}, "evaluation": DETECTS | {"detector_labels": ["2", "Ada"]}}, "evaluator-mismatch", "evaluators.detector"),
+        ({"evaluators": {"detector": "digits"}, "evaluation": DETECTS}, "detector-never-rejects", "evaluators.detector"),
         ({"evaluation": {"prompts": [{"prompt": "Ada\u0000"}]}}, "wrong-type", "evaluation.prompts[0].prompt"),
         ({"evaluation": {"detector_threshold": 0}}, "out-of-bounds", "evaluation.detector_threshold"),
         ({"evaluation": {"contexts": ["a", "A"]}}, "out-of-bounds", "evaluation.contexts"),
@@ -118,7 +122,7 @@ def test_a_change_replaces_all_evaluators_and_keeps_them_fit_for_the_settings(wo
 
 
 def test_a_detector_comes_with_the_prompts_that_it_is_for(world: World, painter: Any) -> None:
-    made = painter("detected", evaluators={"detector": "digits"}, evaluation=DETECTS)
+    made = painter("detected", evaluators={"detector": "detecting"}, evaluation=DETECTS)
     assert made.status_code == 201, made.text
     evaluation = made.json()["evaluation"]
     assert evaluation["prompts"] == [LIST[0], {"prompt": "a house", "guidance": 3.0}]

@@ -231,6 +231,39 @@ def test_while_a_job_runs_that_reads_the_model_nothing_goes(world: World, tmp_pa
     refused(send(world, old), 409, "model-busy", "version")
 
 
+def test_blobs_that_a_running_job_was_told_of_stay_until_it_ends(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a model that it was judged by when it started; or claimed while the retirement commits."""
+    assert register(world, "told", world.directory).status_code == 201
+    started: list[jobs.Job] = []
+    record = retirement._record
+    for when in ("before", "meanwhile"):
+        old, _ = past(world, tmp_path)
+        there = packs(world)
+        started.clear()
+        if when == "before":
+            started.append(running(world, "told"))
+        elif world.lethe.store.engine.dialect.name == "postgresql":
+
+            def and_claimed(*args: Any) -> None:
+                record(*args)
+                started.append(running(world, "told"))
+
+            monkeypatch.setattr(retirement, "_record", and_claimed)
+        else:  # SQLite has one writer at a time
+            continue
+        gone = send(world, old).json()
+        monkeypatch.undo()
+        assert gone["status"] == "retired" and gone["retired"]["erased"] is False and there <= packs(world)
+        sweeper.sweep(world.lethe)
+        assert there <= packs(world)
+        with world.lethe.store.write() as session:
+            jobs.fail(session, started[0].id, started[0].lease_token, "worker:test", {"code": "test", "detail": ""})
+        sweeper.sweep(world.lethe)
+        assert world.admin.get(f"{PATH}/{old}").json()["retired"]["erased"] is True and not there <= packs(world)
+
+
 def order(world: World, number: int | None) -> Order:
     return Order("digits", number, Code.ERASURE, False, "test")
 
@@ -254,6 +287,56 @@ def test_a_version_that_is_registered_meanwhile_makes_it_start_again(
     monkeypatch.undo()
     assert contents(world, old) and contents(world, max(v["number"] for v in world.admin.get(PATH).json()))
     assert send(world, old).status_code == 200
+
+
+def test_one_that_outlives_its_intents_starts_again_and_the_head_keeps_its_packs(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sweeper takes what it stored for a dead upload's."""
+    old, head = past(world, tmp_path)
+    before, there, stored = contents(world, head), packs(world), retirement._store
+
+    def and_swept(*args: Any) -> Any:
+        made = stored(*args)
+        with world.lethe.store.write() as session:
+            session.query(intents.Intent).update({"created_at": 0.0})
+        sweeper.delete_dead_blobs(world.lethe)
+        return made
+
+    monkeypatch.setattr(retirement, "_store", and_swept)
+    with pytest.raises(Refused) as error:
+        retirement.retire(world.lethe, order(world, old))
+    assert error.value.code == "model-changed" and packs(world) == there and contents(world, head) == before
+    monkeypatch.undo()
+    assert send(world, old).status_code == 200 and contents(world, head) == before
+
+
+def test_the_sweeper_leaves_packs_that_a_transaction_is_about_to_refer_to(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, head = past(world, tmp_path)
+    before, fulfil = contents(world, head), intents.fulfil
+    sweeping = threading.Thread(target=sweeper.delete_dead_blobs, args=(world.lethe,))
+
+    def and_swept(*args: Any) -> bool:
+        done = fulfil(*args)
+        sweeping.start()
+        sweeping.join(1.0)  # it waits for the transaction's end
+        return done
+
+    stored = retirement._store
+
+    def and_old(*args: Any) -> Any:
+        made = stored(*args)
+        with world.lethe.store.write() as session:
+            session.query(intents.Intent).update({"created_at": 0.0})
+        return made
+
+    monkeypatch.setattr(retirement, "_store", and_old)
+    monkeypatch.setattr(intents, "fulfil", and_swept)
+    retirement.retire(world.lethe, order(world, old))
+    sweeping.join()
+    assert contents(world, head) == before
 
 
 class Killed(BaseException):
