@@ -9,9 +9,10 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import select
 
-from app import sweeper
+from app import submission, sweeper
 from app.api import waiting
 from app.records import job as jobs
+from app.records import model as models
 from app.records import request as requests
 from app.records.job import Job
 from app.records.request import Request
@@ -115,7 +116,7 @@ def test_one_step_alone_leads_to_the_queue(
 
 def test_a_later_change_of_the_process_neither_skips_nor_adds_a_step(world: World, verifier: TestClient) -> None:
     strict = asked(world.requester)
-    steps(world)
+    steps(world, **NONE)
     free = asked(world.requester)
     assert free["status"] == "queued"
     assert post(verifier, strict, "verification", CHECKED).json()["status"] == "awaiting_approval"
@@ -286,7 +287,7 @@ def test_waiting_past_the_due_date_expires_and_purges_also_after_a_crash(world: 
 
 
 def test_a_queued_request_does_not_expire(world: World) -> None:
-    steps(world)
+    steps(world, **NONE)
     made = asked(world.requester)
     change(world, made, due_at=1.0)
     sweeper.expire_waiting(world.lethe, "sweeper:test")
@@ -337,7 +338,7 @@ def test_regimes_give_the_due_date_and_a_caller_only_an_earlier_one(world: World
 
 
 def test_an_extension_moves_the_due_date_and_the_place_in_the_queue_once(world: World, approver: TestClient) -> None:
-    steps(world)
+    steps(world, **NONE)
     made = asked(world.requester, regime="ccpa")
     answer = post(approver, made, "extend", told())
     document = answer.json()
@@ -388,7 +389,7 @@ def test_another_regime_is_extended_to_a_named_date(world: World, approver: Test
 
 def test_requests_at_risk_come_nearest_deadline_first_page_by_page(world: World) -> None:
     client = client_for(world.lethe, "requester")
-    steps(world)
+    steps(world, **NONE)
     now = datetime.now(UTC)
     far, *near = (asked(client, due_at=(now + timedelta(days=each)).isoformat())["id"] for each in (9, 5, 1, 3, 3))
     ended, failed = (asked(client, due_at=(now + timedelta(days=2)).isoformat()) for _ in range(2))
@@ -415,9 +416,46 @@ def test_requests_at_risk_come_nearest_deadline_first_page_by_page(world: World)
 
 
 def test_what_ended_late_counts_as_breached(world: World) -> None:
-    steps(world)
+    steps(world, **NONE)
     made = asked(world.requester)
     run(world, made, "completed")
     assert (read(world, made)["overdue"], read(world, made)["days_left"]) == (False, None)
     change(world, made, due_at=1.0)
     assert (read(world, made)["overdue"], read(world, made)["days_left"]) == (True, None)
+
+
+def test_a_process_that_is_asked_for_while_a_post_is_checked_binds_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model changes once the sets were read: the request waits all the same, or is refused where it would expire at once."""
+    past = {"requested_at": "2020-01-01T00:00:00Z", "due_at": "2020-02-01T00:00:00Z"}
+    for body, status in (({}, "awaiting_verification"), (past, 422)):
+        steps(world, **NONE)
+        checked = submission.check
+
+        def check(*told: Any, checked: Any = checked) -> submission.Checked:
+            found: submission.Checked = checked(*told)
+            steps(world, verification="required", approval="required")
+            return found
+
+        with monkeypatch.context() as patched:
+            patched.setattr(submission, "check", check)
+            answer = ask(world.requester, **body)
+        if status == 422:
+            refused(answer, 422, "out-of-bounds", "due_at")
+        else:
+            assert (answer.json()["status"], job_count(world, answer.json())) == (status, 0)
+
+
+def test_a_process_changes_before_or_after_a_post_never_within(world: World) -> None:
+    """Who stores a request holds the model with others who do, and a change waits for them."""
+    steps(world, **NONE)
+    changing = threading.Thread(target=steps, args=(world,), kwargs={"approval": "required"})
+    with world.lethe.store.write() as session:
+        model = models.find(session, "digits")
+        assert model is not None and models.steps(models.share(session, model.id)) == []
+        changing.start()
+        changing.join(0.7)
+        assert changing.is_alive()
+    changing.join(30)
+    assert asked(world.requester)["status"] == "awaiting_approval"
