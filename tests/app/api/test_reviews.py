@@ -116,7 +116,7 @@ def test_one_step_alone_leads_to_the_queue(
 
 def test_a_later_change_of_the_process_neither_skips_nor_adds_a_step(world: World, verifier: TestClient) -> None:
     strict = asked(world.requester)
-    steps(world, **NONE)
+    steps(world)
     free = asked(world.requester)
     assert free["status"] == "queued"
     assert post(verifier, strict, "verification", CHECKED).json()["status"] == "awaiting_approval"
@@ -287,7 +287,7 @@ def test_waiting_past_the_due_date_expires_and_purges_also_after_a_crash(world: 
 
 
 def test_a_queued_request_does_not_expire(world: World) -> None:
-    steps(world, **NONE)
+    steps(world)
     made = asked(world.requester)
     change(world, made, due_at=1.0)
     sweeper.expire_waiting(world.lethe, "sweeper:test")
@@ -338,7 +338,7 @@ def test_regimes_give_the_due_date_and_a_caller_only_an_earlier_one(world: World
 
 
 def test_an_extension_moves_the_due_date_and_the_place_in_the_queue_once(world: World, approver: TestClient) -> None:
-    steps(world, **NONE)
+    steps(world)
     made = asked(world.requester, regime="ccpa")
     answer = post(approver, made, "extend", told())
     document = answer.json()
@@ -389,7 +389,7 @@ def test_another_regime_is_extended_to_a_named_date(world: World, approver: Test
 
 def test_requests_at_risk_come_nearest_deadline_first_page_by_page(world: World) -> None:
     client = client_for(world.lethe, "requester")
-    steps(world, **NONE)
+    steps(world)
     now = datetime.now(UTC)
     far, *near = (asked(client, due_at=(now + timedelta(days=each)).isoformat())["id"] for each in (9, 5, 1, 3, 3))
     ended, failed = (asked(client, due_at=(now + timedelta(days=2)).isoformat()) for _ in range(2))
@@ -416,7 +416,7 @@ def test_requests_at_risk_come_nearest_deadline_first_page_by_page(world: World)
 
 
 def test_what_ended_late_counts_as_breached(world: World) -> None:
-    steps(world, **NONE)
+    steps(world)
     made = asked(world.requester)
     run(world, made, "completed")
     assert (read(world, made)["overdue"], read(world, made)["days_left"]) == (False, None)
@@ -430,7 +430,7 @@ def test_a_process_that_is_asked_for_while_a_post_is_checked_binds_it(
     """The model changes once the sets were read: the request waits all the same, or is refused where it would expire at once."""
     past = {"requested_at": "2020-01-01T00:00:00Z", "due_at": "2020-02-01T00:00:00Z"}
     for body, status in (({}, "awaiting_verification"), (past, 422)):
-        steps(world, **NONE)
+        steps(world)
         checked = submission.check
 
         def check(*told: Any, checked: Any = checked) -> submission.Checked:
@@ -449,7 +449,7 @@ def test_a_process_that_is_asked_for_while_a_post_is_checked_binds_it(
 
 def test_a_process_changes_before_or_after_a_post_never_within(world: World) -> None:
     """Who stores a request holds the model with others who do, and a change waits for them."""
-    steps(world, **NONE)
+    steps(world)
     changing = threading.Thread(target=steps, args=(world,), kwargs={"approval": "required"})
     with world.lethe.store.write() as session:
         model = models.find(session, "digits")
