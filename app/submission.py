@@ -183,6 +183,8 @@ def _store(lethe: Deployment, checked: Checked, once: Once) -> str:
             request.status = requests.awaited(request.needs)
             if source and source.sealed and not datasets.adopt(session, source, request.id):
                 raise _adopted()
+            if source and not source.sealed and not datasets.keep(session, source.id):
+                raise NotFound("data set")
             requests.add(session, request)
             if request.status == requests.Status.QUEUED:
                 jobs.start(session, request)
@@ -204,7 +206,9 @@ def retry(lethe: Deployment, request: requests.Request, actor: str, once: Once =
             raise Conflict("Only a request that failed can be retried.", code="illegal-transition")
         source = session.get(Dataset, present.forget_dataset_id) if present.forget_dataset_id else None
         lost = present.forget_dataset_id is not None and (
-            source is None or source.purged_at is not None or (source.sealed and source.adopted_by != request.id)
+            source is None
+            or source.purged_at is not None
+            or source.adopted_by != (request.id if source.sealed else None)  # withdrawn, or another's
         )
         if present.purged_at is not None or lost:
             raise Refused(
