@@ -59,7 +59,8 @@ class Found:
 
 @dataclass(frozen=True)
 class Choice:
-    """What a wish selects. `labels`: how many labels the forget set has at most. `asked`: what is to be forgotten in one spelling, equal for equal wishes; it is personal data."""
+    """What a wish selects. `retained`: how many samples the retain set has beside these, with those that an earlier request
+    forgot: a count without them would tell who was forgotten. `labels`: how many labels the forget set has at most. `asked`: what is to be forgotten in one spelling, equal for equal wishes; it is personal data."""
 
     source: Dataset | None  # None where the base model shows it
     what: dict[str, Any]  # to be sealed
@@ -115,7 +116,7 @@ def choose(lethe: Deployment, found: Found, kind: str, wish: Wish) -> Choice:
         source,
         what,
         count=wish.generate["forget"] if selection.forget is None else len(selection.forget),
-        retained=wish.generate["retain"] if selection.retain is None else len(selection.retain),
+        retained=wish.generate["retain"] if selection.retain is None else len(selection.retain) + selection.left_out,
         labels=_label_count(kind, index, selection.forget),
         asked=_asked(what, index, selection.forget or [], names),
     )

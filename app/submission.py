@@ -53,14 +53,7 @@ def check(lethe: Deployment, wish: Wish, actor: str, sees_all: bool) -> Checked:
         clock = session.scalar(sql_select(now())) or time.time()
     ladder = resolve_ladder(found.model.family, found.model.ladder, kind, wish.method, wish.recipe)
     requested, due = _dates(wish, clock, lethe.settings.deadline_days)
-    needs = models.steps(found.model)
-    if needs and due <= clock:
-        raise Refused(
-            "out-of-bounds",
-            "due_at",
-            "It has passed, and the model's requests wait for a person first: this one would expire at once.",
-            "Ask the model's owner to change its process, or name a later date under the regime other.",
-        )
+    needs = _steps(found.model, due, clock)
     choice = choose(lethe, found, kind, wish)
     if choice.source and choice.source.sealed and choice.source.adopted_by is not None:
         raise _adopted()
@@ -84,6 +77,19 @@ def check(lethe: Deployment, wish: Wish, actor: str, sees_all: bool) -> Checked:
         created_at=clock,
     )
     return Checked(request, found.model, choice)
+
+
+def _steps(model: Model, due: float, clock: float) -> list[str]:
+    """What the request needs before it is queued. Refused where it would expire before anybody could say so."""
+    needs = models.steps(model)
+    if needs and due <= clock:
+        raise Refused(
+            "out-of-bounds",
+            "due_at",
+            "It has passed, and the model's requests wait for a person first: this one would expire at once.",
+            "Ask the model's owner to change its process, or name a later date under the regime other.",
+        )
+    return needs
 
 
 def _look_up(session: Session, wish: Wish, kind: str, actor: str, sees_all: bool) -> Found:
@@ -161,7 +167,7 @@ def _adopted() -> Refused:
 
 def _store(lethe: Deployment, checked: Checked, once: Once) -> str:
     """One transaction: the set is adopted, the request received, and, if it need not wait for a person, its first job queued
-    and the bell ordered."""
+    and the bell ordered. Whether it waits is for the model to say as it is now: it may have changed while sets were read."""
     request, source, choice = checked.request, checked.choice.source, checked.choice
     request.fingerprint = request_fingerprint(
         lethe.keyring.named_key("duplicates"), request.model_id, request.forget_kind, choice.asked
@@ -172,8 +178,13 @@ def _store(lethe: Deployment, checked: Checked, once: Once) -> str:
     try:
         with lethe.store.write() as session:
             once.claim(session, request.id)
+            model = models.share(session, request.model_id)
+            request.needs = _steps(model, request.due_at, session.scalar(sql_select(now())) or 0.0)
+            request.status = requests.awaited(request.needs)
             if source and source.sealed and not datasets.adopt(session, source, request.id):
                 raise _adopted()
+            if source and not source.sealed and not datasets.keep(session, source.id):
+                raise NotFound("data set")
             requests.add(session, request)
             if request.status == requests.Status.QUEUED:
                 jobs.start(session, request)
@@ -195,7 +206,9 @@ def retry(lethe: Deployment, request: requests.Request, actor: str, once: Once =
             raise Conflict("Only a request that failed can be retried.", code="illegal-transition")
         source = session.get(Dataset, present.forget_dataset_id) if present.forget_dataset_id else None
         lost = present.forget_dataset_id is not None and (
-            source is None or source.purged_at is not None or (source.sealed and source.adopted_by != request.id)
+            source is None
+            or source.purged_at is not None
+            or source.adopted_by != (request.id if source.sealed else None)  # withdrawn, or another's
         )
         if present.purged_at is not None or lost:
             raise Refused(

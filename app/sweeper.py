@@ -6,7 +6,7 @@ Runs in every server, in one at a time (a lease in the database). Each duty may 
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from app.records import intent as intents
 from app.records import job as jobs
 from app.records import request as requests
 from app.records import upload as uploads
+from app.records.upload import Upload
 from app.retirement import erase_condemned
 from app.returned_keys import destroy_returned
 from app.rounds import Rounds
@@ -73,6 +74,15 @@ def sweep(lethe: Deployment, actor: str = "sweeper") -> None:
             log.warning("sweep.failed", error=type(error).__name__)
 
 
+def _each(duty: str, ids: Iterable[str], do: Callable[[str], None]) -> None:
+    """One that fails keeps no other from its erasure, in this round or a later one."""
+    for each in ids:
+        try:
+            do(each)
+        except Exception as error:  # noqa: BLE001  (logged by its class; the next round tries it again)
+            log.warning("sweep.failed", duty=duty, id=each, error=type(error).__name__)
+
+
 def take_back_lost_jobs(lethe: Deployment, actor: str) -> None:
     with lethe.store.write() as session:
         lost = jobs.expired(session)
@@ -80,7 +90,7 @@ def take_back_lost_jobs(lethe: Deployment, actor: str) -> None:
             jobs.crash(session, job.id, job.lease_token, actor)
     for job in lost:
         log.warning("lease.expired", job=job.id)
-        purge.after_job(lethe.store, lethe.keyring, lethe.blobs, job.id, lethe.settings)
+    _each("after_job", [job.id for job in lost], partial(_after_job, lethe))
 
 
 def expire_waiting(lethe: Deployment, actor: str) -> None:
@@ -89,7 +99,7 @@ def expire_waiting(lethe: Deployment, actor: str) -> None:
         ended = requests.expire_waiting(session, actor)
     for request_id in ended:
         log.warning("request.expired", request=request_id)
-        purge.purge_request(lethe.store, lethe.keyring, lethe.blobs, request_id, lethe.settings)
+    _each("purge_request", ended, partial(_purge_request, lethe))
 
 
 def ring_again(lethe: Deployment) -> None:
@@ -104,22 +114,34 @@ def purge_old_data(lethe: Deployment) -> None:
     with lethe.store.read() as session:
         ended = requests.past_retention(session, lethe.settings.failed_retention_days)
         unadopted = datasets.unadopted(session, lethe.settings.unadopted_hours * 3600)
-        forgotten = uploads.old(session, DAY)
+        forgotten = {upload.id: upload for upload in uploads.old(session, DAY)}
         leftovers = jobs.with_leftovers(session)
-    for job_id in leftovers:
-        purge.after_job(lethe.store, lethe.keyring, lethe.blobs, job_id, lethe.settings)
+    _each("after_job", leftovers, partial(_after_job, lethe))
+    _each("purge_request", ended, partial(_purge_request, lethe))
+    _each("purge_unadopted", unadopted, partial(_purge_unadopted, lethe))
+    _each("delete_upload", forgotten, lambda upload_id: _delete_upload(lethe, forgotten[upload_id]))
     purge.erase_superseded_answers(lethe.store, lethe.keyring, lethe.blobs)
-    for request_id in ended:
-        purge.purge_request(lethe.store, lethe.keyring, lethe.blobs, request_id, lethe.settings)
-    for dataset_id in unadopted:
-        with lethe.store.write() as session:
-            taken = datasets.withdraw(session, dataset_id)
-        if taken:
-            purge.purge_withdrawn(lethe.store, lethe.keyring, lethe.blobs, dataset_id, "no request adopted it")
-    for upload in forgotten:
-        lethe.blobs.delete(upload.blob)
-        with lethe.store.write() as session:
-            session.delete(upload)
+
+
+def _after_job(lethe: Deployment, job_id: str) -> None:
+    purge.after_job(lethe.store, lethe.keyring, lethe.blobs, job_id, lethe.settings)
+
+
+def _purge_request(lethe: Deployment, request_id: str) -> None:
+    purge.purge_request(lethe.store, lethe.keyring, lethe.blobs, request_id, lethe.settings)
+
+
+def _purge_unadopted(lethe: Deployment, dataset_id: str) -> None:
+    with lethe.store.write() as session:
+        taken = datasets.withdraw(session, dataset_id)
+    if taken:
+        purge.purge_withdrawn(lethe.store, lethe.keyring, lethe.blobs, dataset_id, "no request adopted it")
+
+
+def _delete_upload(lethe: Deployment, upload: Upload) -> None:
+    lethe.blobs.delete(upload.blob)
+    with lethe.store.write() as session:
+        session.delete(upload)
 
 
 def delete_dead_blobs(lethe: Deployment) -> None:

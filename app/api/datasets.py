@@ -172,8 +172,7 @@ def delete_dataset(name: str, lethe: Lethe, key: Writer) -> None:
     if dataset.created_by != key.actor and "requests:admin" not in key.scopes:
         raise Forbidden("requests:admin")
     with lethe.store.write() as session:
-        used = models.uses_dataset(session, dataset.id) or datasets.used_by_request(session, dataset.id)
-        if used or not datasets.withdraw(session, dataset.id):
+        if models.uses_dataset(session, dataset.id) or not datasets.withdraw(session, dataset.id):
             raise Conflict("A model or a request uses this data set.", code="dataset-in-use")
     purge.purge_withdrawn(lethe.store, lethe.keyring, lethe.blobs, dataset.id, "deleted by its owner")
 

@@ -80,7 +80,9 @@ class EstimateOut(BaseModel):
     forget_kind: str
     forget_count: int = Field(description="As on the request.")
     forget_source: Source
-    retain_count: int = Field(description="Samples that are kept, or that will be generated to be kept.")
+    retain_count: int = Field(
+        description="Samples of the retain set beside these, or that will be generated to be kept. Those that an earlier request forgot are counted, too, and no job keeps them: a count without them would tell whom others had forgotten."
+    )
     method: str = Field(description="As asked: auto, or a method's name.")
     ladder: list[RungOut] = Field(
         description="What would run, in this order, until a version meets the policy: the first rung always does."

@@ -154,7 +154,7 @@ class RequestOut(BaseModel):
     regime: Regime
     due_at: str
     days_left: int | None = Field(
-        description="Whole days until `due_at`, negative when it has passed. Null when it has ended; one that failed and can be retried has not."
+        description="Whole days until `due_at`, negative when it has passed. Null when it has ended; one that failed and can be retried, or was reopened, has not."
     )
     overdue: bool = Field(description="Whether `due_at` has passed; of an ended one: whether it ended after it.")
     extended_at: str | None

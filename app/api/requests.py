@@ -304,7 +304,7 @@ def _row(
         "checkpoint": number,
         "requested_at": moment(request.requested_at),
         "created_at": moment(request.created_at),
-        "finished_at": moment(request.finished_at),
+        "finished_at": None if request.status == requests.Status.REOPENED else moment(request.finished_at),
         "forget_set_purged_at": moment(request.purged_at),
     }
 

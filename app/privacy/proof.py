@@ -23,6 +23,7 @@ from app.records.session import Store
 from app.storage import CHUNK, BlobMissing, LocalBlobs
 
 Document = dict[str, Any]
+UNREADABLE = (KeyGone, SealBroken, BlobMissing, ValueError, LookupError, TypeError)  # an index that is gone or damaged
 METHOD = "key file overwritten and unlinked; ciphertext deleted"
 
 
@@ -104,21 +105,20 @@ def _object(name: str, blobs: LocalBlobs) -> Document | None:
 
 
 def _selected(request: Request, model: Model, dataset: Dataset, keyring: Keyring, blobs: LocalBlobs) -> Document | None:
-    """Of the samples that the request selected. None where they cannot be told any more."""
+    """Of the samples that the request selected. None where they cannot be told any more: a damaged index stops no purge."""
     try:
         what, index = read_wish(request, keyring), read_index(dataset, keyring, blobs)
         positions = forgotten(index, what, job_labels(model, index, what))
-    except (KeyGone, SealBroken, BlobMissing, Refused):
+        return root_of([index["samples"][at] for at in positions])
+    except (*UNREADABLE, Refused):
         return None
-    return root_of([index["samples"][at] for at in positions])
 
 
 def _all(dataset: Dataset, keyring: Keyring, blobs: LocalBlobs) -> Document | None:
     try:
-        index = read_index(dataset, keyring, blobs)
-    except (KeyGone, SealBroken, BlobMissing):
+        return root_of(read_index(dataset, keyring, blobs)["samples"])
+    except UNREADABLE:
         return None
-    return root_of(index["samples"])
 
 
 def _digest(key_id: str) -> str:

@@ -109,10 +109,22 @@ def adopt(session: Session, dataset: Dataset, request_id: str) -> bool:
     return changed(session, free.values(adopted_by=request_id))
 
 
+def keep(session: Session, dataset_id: str) -> bool:
+    """Whether the registered set is there; if so, nobody withdraws it until the transaction ends."""
+    there = Dataset.adopted_by.is_(None) & Dataset.purged_at.is_(None)
+    kept = select(Dataset.id).where(Dataset.id == dataset_id, there).with_for_update(read=True)
+    return session.scalar(kept) is not None
+
+
 def withdraw(session: Session, dataset_id: str) -> bool:
-    """Make a set that is about to be erased unfit for adoption; false when a request that has not ended has it. Conflict when
-    a request that forgets from it is under a legal hold; nobody takes one until the transaction ends."""
-    if legal_holds.of_requests(session, lock_requests(session, dataset_id)):
+    """Make a set that is about to be erased unfit for adoption and retries; false when a request that has not ended has it or
+    forgets from it. Conflict when a request that forgets from it is under a legal hold. Nobody takes a hold, retries, or
+    posts another until the transaction ends."""
+    locked = lock_requests(session, dataset_id)
+    session.execute(select(Dataset.id).where(Dataset.id == dataset_id).with_for_update())
+    if used_by_request(session, dataset_id):  # asked with the rows held: one may have been retried or posted meanwhile
+        return False
+    if legal_holds.of_requests(session, locked):
         raise Conflict("A request that forgets from this data set is under a legal hold.", code="legal-hold")
     ended = select(Request.id).where(Request.id == Dataset.adopted_by, Request.status.in_(TERMINAL)).exists()
     free = Dataset.adopted_by.is_(None) | (Dataset.adopted_by == WITHDRAWN) | ended

@@ -62,6 +62,12 @@ def lock(session: Session, name_or_id: str, whole: bool = False) -> Model | None
     return session.scalar(named.with_for_update(key_share=not whole))
 
 
+def share(session: Session, model_id: str) -> Model:
+    """The model as it is now; until the transaction ends nobody changes its process, and many may hold it so."""
+    named = {"read": True, "key_share": True}
+    return session.get_one(Model, model_id, with_for_update=named, populate_existing=True)
+
+
 def page(session: Session, *, after: str | None, limit: int) -> list[Model]:
     query = select(Model).order_by(Model.id.desc()).limit(limit)
     return list(session.scalars(query.where(Model.id < after) if after is not None else query))

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import ColumnElement, ForeignKey, Index, LargeBinary, Select, func, select, tuple_, update
+from sqlalchemy import ColumnElement, ForeignKey, Index, LargeBinary, Select, case, func, select, tuple_, update
 from sqlalchemy.orm import Mapped, Session, aliased, mapped_column
 
 from app.errors import Conflict
@@ -113,8 +113,9 @@ class Request(Record):
 
     @property
     def unanswered(self) -> bool:
-        """Whether its deadline still runs: it has not ended, or failed and may be retried."""
-        return self.finished_at is None or (self.status in RETRIABLE and self.purged_at is None)
+        """Whether its deadline still runs: it has not ended, was reopened, or failed and may be retried."""
+        reopened = self.status == Status.REOPENED
+        return self.finished_at is None or reopened or (self.status in RETRIABLE and self.purged_at is None)
 
 
 def add(session: Session, request: Request) -> None:
@@ -147,13 +148,21 @@ def _moved(
     reason: str | None = None,
     details: dict[str, Any] | None = None,
 ) -> bool:
-    finished = now() if to in TERMINAL else None
     moved = update(Request).where(Request.id == request_id, Request.status.in_(sources))
-    if not changed(session, moved.values(status=to, reason=reason, finished_at=finished)):
+    if not changed(session, moved.values(status=to, reason=reason, finished_at=_finished(to))):
         return False
     said = ({"reason": reason} if reason else {}) | (details or {})
     history.write(session, actor, f"request.{to}", request_id, request_id, said)
     return True
+
+
+def _finished(to: Status) -> Any:
+    """When it ended, once it has. One that is reopened, and completed again, was done in time if it was the first time."""
+    if to == Status.REOPENED:
+        return Request.finished_at
+    if to == Status.COMPLETED:
+        return case((Request.status == Status.REOPENED, func.coalesce(Request.finished_at, now())), else_=now())
+    return now() if to in TERMINAL else None
 
 
 def awaited(needs: list[Any]) -> Status:
@@ -220,7 +229,8 @@ def at_risk(
 
 def _unanswered() -> ColumnElement[bool]:
     """`Request.unanswered`, as the database says it."""
-    return Request.finished_at.is_(None) | (Request.status.in_(RETRIABLE) & Request.purged_at.is_(None))
+    retriable = Request.status.in_(RETRIABLE) & Request.purged_at.is_(None)
+    return Request.finished_at.is_(None) | (Request.status == Status.REOPENED) | retriable
 
 
 def _filtered(filters: Filters) -> Select[Any]:

@@ -5,12 +5,16 @@ import json
 import tarfile
 import threading
 import zipfile
+from typing import Any
 
 import pytest
 
+from app import submission
 from app.records import dataset as datasets
+from app.records import request as requests
 from tests import pictures
-from tests.app.api.deployed import ZIP, World, asked, audited, forget_set, refused, stored, upload_set
+from tests.app.api.deployed import ZIP, World, ask, asked, audited, forget_set, refused, stored, upload_set
+from tests.app.api.test_requests import run
 
 
 def tar_of(files: dict[str, bytes], mode: str) -> bytes:
@@ -159,6 +163,49 @@ def test_sets_in_use_and_sets_of_others_stay(world: World) -> None:
     assert world.admin.delete("/v1/datasets/not-yours").status_code == 204
     again = upload_set(world.admin, "retain", "not-yours", pictures.imagefolder([0], each=1))
     assert again.status_code == 201  # the name is free again
+
+
+def test_a_registered_set_is_not_erased_under_a_request_that_is_retried(world: World) -> None:
+    """The deletion comes while the retry commits."""
+    assert upload_set(world.admin, "train", "retried-from").status_code == 201
+    made = asked(world.admin, forget={"dataset": "retried-from", "samples": ["0/0"]})
+    run(world, made)
+    answers: list[Any] = []
+    deleting = threading.Thread(target=lambda: answers.append(world.admin.delete("/v1/datasets/retried-from")))
+    with world.lethe.store.write() as session:
+        requests.hold(session, made["id"])
+        requests.move(session, made["id"], requests.Status.QUEUED, "test", "retried")
+        deleting.start()
+        deleting.join(0.7)
+        assert deleting.is_alive()
+    deleting.join(30)
+    refused(answers[0], 409, "dataset-in-use")
+    assert world.admin.get("/v1/datasets/retried-from").status_code == 200
+
+
+def test_a_registered_set_that_is_being_erased_takes_no_request_and_no_retry(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its owner's deletion was cut off before the bytes went, or comes while a request for it is checked."""
+    for name in ("cut-off", "going"):
+        assert upload_set(world.admin, "train", name).status_code == 201
+    body = {"forget": {"dataset": "cut-off", "samples": ["0/0"]}}
+    made = asked(world.admin, **body)
+    run(world, made)
+    with world.lethe.store.write() as session:
+        found = datasets.find(session, "cut-off")
+        assert found is not None and datasets.withdraw(session, found.id)
+    refused(world.admin.post(f"/v1/requests/{made['id']}/retry"), 409, "forget-set-purged")
+    refused(ask(world.admin, **body), 404, "not-found")
+    checked = submission.check
+
+    def check(*told: Any) -> submission.Checked:
+        found = checked(*told)
+        assert world.admin.delete("/v1/datasets/going").status_code == 204
+        return found
+
+    monkeypatch.setattr(submission, "check", check)
+    refused(ask(world.admin, forget={"dataset": "going", "samples": ["0/0"]}), 404, "not-found")
 
 
 @pytest.mark.parametrize("kind", ["application/json", "text/plain", "image/png", ""])

@@ -6,8 +6,13 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
+from app.privacy.fingerprints import in_order
+from app.privacy.selection import read_index
+from app.records import dataset as datasets
+from app.records import tombstone as tombstones
 from app.records.checkpoint import Status
 from app.records.job import Job
+from app.records.request import Request
 from tests import reports
 from tests.app.api.deployed import World, add_version, asked, forget_set, refused, register, stored
 
@@ -120,3 +125,17 @@ def test_every_rung_of_a_ladder_is_told(world: World) -> None:
     assert [each["method"] for each in later] == ["salun", "salun"]
     half = later[0]["tensors_touched"]
     assert half["about"] == "the whole network, 50% of its elements" and half["elements"] == half["of_elements"] // 2
+
+
+def test_what_others_had_forgotten_is_not_told_by_the_count(world: World) -> None:
+    first = asked(world.admin, forget={"samples": ["2/1"]})
+    with world.lethe.store.write() as session:
+        train = datasets.find(session, "train-set")
+        assert train is not None
+        index = read_index(train, world.lethe.keyring, world.lethe.blobs)
+        samples = {sample["id"]: sample for sample in index["samples"]}
+        model_id = session.get_one(Request, first["id"]).model_id
+        tombstones.lay(session, model_id, first["id"], {in_order(samples["2/1"])[0]})
+    bodies = [{**SALUN, "forget": {"samples": [sample]}} for sample in ("2/1", "2/2")]
+    counts = [estimated(world, body)["retain_count"] for body in bodies]
+    assert counts == [len(samples) - 1] * 2

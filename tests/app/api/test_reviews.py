@@ -9,9 +9,10 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import select
 
-from app import sweeper
+from app import submission, sweeper
 from app.api import waiting
 from app.records import job as jobs
+from app.records import model as models
 from app.records import request as requests
 from app.records.job import Job
 from app.records.request import Request
@@ -421,3 +422,40 @@ def test_what_ended_late_counts_as_breached(world: World) -> None:
     assert (read(world, made)["overdue"], read(world, made)["days_left"]) == (False, None)
     change(world, made, due_at=1.0)
     assert (read(world, made)["overdue"], read(world, made)["days_left"]) == (True, None)
+
+
+def test_a_process_that_is_asked_for_while_a_post_is_checked_binds_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model changes once the sets were read: the request waits all the same, or is refused where it would expire at once."""
+    past = {"requested_at": "2020-01-01T00:00:00Z", "due_at": "2020-02-01T00:00:00Z"}
+    for body, status in (({}, "awaiting_verification"), (past, 422)):
+        steps(world)
+        checked = submission.check
+
+        def check(*told: Any, checked: Any = checked) -> submission.Checked:
+            found: submission.Checked = checked(*told)
+            steps(world, verification="required", approval="required")
+            return found
+
+        with monkeypatch.context() as patched:
+            patched.setattr(submission, "check", check)
+            answer = ask(world.requester, **body)
+        if status == 422:
+            refused(answer, 422, "out-of-bounds", "due_at")
+        else:
+            assert (answer.json()["status"], job_count(world, answer.json())) == (status, 0)
+
+
+def test_a_process_changes_before_or_after_a_post_never_within(world: World) -> None:
+    """Who stores a request holds the model with others who do, and a change waits for them."""
+    steps(world)
+    changing = threading.Thread(target=steps, args=(world,), kwargs={"approval": "required"})
+    with world.lethe.store.write() as session:
+        model = models.find(session, "digits")
+        assert model is not None and models.steps(models.share(session, model.id)) == []
+        changing.start()
+        changing.join(0.7)
+        assert changing.is_alive()
+    changing.join(30)
+    assert asked(world.requester)["status"] == "awaiting_approval"

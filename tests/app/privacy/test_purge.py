@@ -1,12 +1,16 @@
 """What may be erased, when: never under a request that runs, always once it ended, and whole after an interruption."""
 
+import json
+
 import pytest
 
 from app import sweeper
 from app.deployment import Deployment
 from app.privacy import purge
+from app.privacy.sealing import seal
 from app.records import dataset as datasets
 from app.records import job as jobs
+from app.records import purge_proof as purge_proofs
 from app.records import request as requests
 from app.records.base import new_id
 from app.records.dataset import Dataset
@@ -108,3 +112,52 @@ def test_a_fresh_unadopted_set_stays_and_an_old_one_goes(lethe: Deployment) -> N
         session.get_one(Dataset, old).created_at -= 25 * 3600
     sweeper.sweep(lethe)
     assert gone(lethe, old) and not gone(lethe, fresh)
+
+
+def test_a_purge_that_fails_keeps_no_other_from_its_own(lethe: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that fails at one set's file fails there again each round."""
+    (job_id, bad, bad_set), (_, good, good_set), unadopted = (
+        add_request(lethe),
+        add_request(lethe),
+        add_forget_set(lethe),
+    )
+    with lethe.store.write() as session:
+        for request_id in (bad, good):
+            session.get_one(Request, request_id).status = requests.Status.CANCELLED
+        for job in jobs.of_request(session, bad) + jobs.of_request(session, good):
+            job.status, job.resume_blob = jobs.Status.CANCELLED, f"resume/{job.id}"
+        session.get_one(Dataset, unadopted).created_at -= 25 * 3600
+    delete = lethe.blobs.delete
+
+    def failing(name: str) -> None:
+        if bad_set in name:
+            raise OSError(5, "Input/output error")
+        delete(name)
+
+    monkeypatch.setattr(lethe.blobs, "delete", failing)
+    sweeper.purge_old_data(lethe)
+    assert gone(lethe, good_set) and gone(lethe, unadopted)
+    assert not lethe.keyring.exists(job_id)
+    with lethe.store.read() as session:
+        assert session.get_one(Request, bad).purged_at is None
+    monkeypatch.undo()
+    sweeper.purge_old_data(lethe)
+    assert gone(lethe, bad_set)
+
+
+@pytest.mark.parametrize("index", [b"{damaged", b"\xff", b"[]", b"{}", b'{"labels": ["0"], "samples": [{"label": 7}]}'])
+def test_a_damaged_index_of_a_registered_set_stops_no_purge(lethe: Deployment, index: bytes) -> None:
+    _, request_id, dataset_id = add_request(lethe)
+    what = {"kind": "samples", "concept": None, "named": None, "called": None, "ids": None, "labels": []}
+    key = lethe.keyring.new_key(request_id)
+    with lethe.store.write() as session:
+        request, dataset = session.get_one(Request, request_id), session.get_one(Dataset, dataset_id)
+        request.sealed = seal(key, json.dumps(what).encode(), f"request/{request_id}".encode())
+        request.status = requests.Status.CANCELLED
+        dataset.role, dataset.adopted_by = "train", None
+        lethe.blobs.put(dataset.index_blob, index)
+    purge.purge_request(lethe.store, lethe.keyring, lethe.blobs, request_id, lethe.settings)
+    with lethe.store.read() as session:
+        assert session.get_one(Request, request_id).purged_at is not None
+        document = purge_proofs.find(session, request_id)
+        assert document is not None and document["samples"] is None
