@@ -6,12 +6,14 @@ from sqlalchemy.orm import Session
 from app.deployment import Deployment
 from app.privacy.purge import ENDED
 from app.records import history
+from app.records import request as requests
 from app.records.dataset import Dataset, Role
 from app.records.job import Job
 
 
 def destroy_returned(lethe: Deployment, actor: str) -> int:
-    """Of purged forget sets, and of resume states of jobs that ended. How many there were."""
+    """Of purged forget sets, of requests that were purged without work, and of resume states of jobs that ended. How many
+    there were."""
     present = {path.stem for path in lethe.keyring.files() if path.parent.name == "data"}
     if not present:
         return 0
@@ -28,4 +30,7 @@ def destroy_returned(lethe: Deployment, actor: str) -> int:
 def _erased(session: Session) -> set[str]:
     purged = select(Dataset.id).where(Dataset.role == Role.FORGET, Dataset.purged_at.is_not(None))
     ended = select(Job.id).where(Job.status.in_(ENDED), Job.resume_blob.is_(None))
-    return {*session.scalars(purged), *session.scalars(ended)}
+    named = select(requests.Request.id).where(
+        requests.Request.status.in_(requests.WITHOUT_WORK), requests.Request.purged_at.is_not(None)
+    )
+    return {*session.scalars(purged), *session.scalars(ended), *session.scalars(named)}

@@ -16,6 +16,7 @@ from app.privacy.sealing import KeyGone, Keyring, SealBroken
 from app.privacy.selection import forgotten, job_labels, read_index, read_wish
 from app.records import job as jobs
 from app.records import purge_proof as purge_proofs
+from app.records import request as requests
 from app.records.dataset import Dataset
 from app.records.model import Model
 from app.records.request import Request
@@ -35,7 +36,7 @@ def keep_of_request(store: Store, keyring: Keyring, blobs: LocalBlobs, request_i
         model = session.get_one(Model, request.model_id)
         dataset = session.get(Dataset, request.forget_dataset_id) if request.forget_dataset_id else None
         earlier = purge_proofs.find(session, dataset.id) if dataset else None
-        keys = [job.key_id for job in jobs.of_request(session, request_id)]
+        keys = _keys(session, request)
     if earlier is not None:
         document = {**earlier, "keys": sorted({*earlier["keys"], *map(_digest, keys)})}
     else:
@@ -69,7 +70,7 @@ def root_of(samples: list[dict[str, Any]]) -> Document:
 def still_there(session: Session, keyring: Keyring, blobs: LocalBlobs, request: Request) -> dict[str, int]:
     """How many of the key files and sealed objects that the purge destroyed are there now: none, or it is not true."""
     work = jobs.of_request(session, request.id)
-    keys, names = [job.key_id for job in work], [f"resume/{job.id}" for job in work]
+    keys, names = _keys(session, request), [f"resume/{job.id}" for job in work]
     dataset = session.get(Dataset, request.forget_dataset_id) if request.forget_dataset_id else None
     if dataset is not None and dataset.key_id is not None:
         keys, names = [*keys, dataset.key_id], [*names, dataset.blob, dataset.index_blob]
@@ -77,6 +78,12 @@ def still_there(session: Session, keyring: Keyring, blobs: LocalBlobs, request: 
         "keys_present": sum(keyring.exists(key_id) for key_id in keys),
         "objects_present": sum(blobs.exists(name) for name in names),
     }
+
+
+def _keys(session: Session, request: Request) -> list[str]:
+    """Ids of the keys that its purge destroys beside its set's."""
+    named = [request.key_id] if request.status in requests.WITHOUT_WORK else []
+    return [*(job.key_id for job in jobs.of_request(session, request.id)), *named]
 
 
 def _document(dataset: Dataset | None, keys: list[str], samples: Document | None, blobs: LocalBlobs) -> Document:

@@ -17,6 +17,7 @@ from app.records import request as requests
 from app.records.dataset import Dataset
 from app.records.legal_hold import Code
 from app.records.request import Request
+from app.returned_keys import destroy_returned
 from tests import pictures
 from tests.app.api.deployed import World, asked, audited, forget_set, refused
 
@@ -214,3 +215,31 @@ def test_a_set_that_its_owner_deleted_is_proven_in_the_request_s_purge_too(world
     assert sweep(world, request_id)
     proof = world.admin.get(f"/v1/requests/{request_id}/purge").json()
     assert proof["objects"] == entry["details"]["objects"] and len(proof["objects"]) == 2
+
+
+@pytest.mark.parametrize("status", ["denied", "expired", "cancelled"])
+def test_what_a_request_named_goes_with_its_set_where_no_work_was_done(world: World, status: str) -> None:
+    dataset_id = forget_set(world.admin)
+    request_id = asked(world.admin, forget={"dataset": dataset_id}, concept="anna")["id"]
+    assert hold(world, request_id).status_code == 200
+    end(world, request_id, status)
+    assert not sweep(world, request_id)
+    assert world.admin.get(f"/v1/requests/{request_id}").json()["concept"] == "anna"
+    assert world.admin.delete(f"/v1/requests/{request_id}/hold").status_code == 204
+    assert sweep(world, request_id) and not world.lethe.keyring.exists(request_id)
+    assert world.admin.get(f"/v1/requests/{request_id}").json()["concept"] is None
+    proof = world.admin.get(f"/v1/requests/{request_id}/purge").json()
+    assert hashlib.sha256(request_id.encode()).hexdigest() in proof["keys"] and proof["samples"]["count"] == 3
+    world.lethe.keyring.new_key(request_id)  # an older copy of the key folder was restored
+    assert world.admin.get(f"/v1/requests/{request_id}/purge").json()["now"]["keys_present"] == 1
+    destroy_returned(world.lethe, "test")
+    assert world.admin.get(f"/v1/requests/{request_id}/purge").json()["now"]["keys_present"] == 0
+
+
+@pytest.mark.parametrize("status", ["completed", "reopened", "failed"])
+def test_what_other_requests_named_stays_to_be_asked_again(world: World, status: str) -> None:
+    request_id = asked(world.admin, concept="anna")["id"]
+    end(world, request_id, status, days_ago=31)
+    assert sweep(world, request_id)
+    destroy_returned(world.lethe, "test")
+    assert world.admin.get(f"/v1/requests/{request_id}").json()["concept"] == "anna"
