@@ -48,7 +48,8 @@ def purge_request(store: Store, keyring: Keyring, blobs: LocalBlobs, request_id:
     its key if it ended without work; else it stays sealed, for later versions to be asked about. A registered set that it only
     pointed into stays.
 
-    What proves the purge is kept first, in a transaction of its own: large sets are digested with no lock held."""
+    What proves the purge is kept first, in a transaction of its own: large sets are digested with no lock held. A set that its
+    owner is deleting goes first, and a later round purges the request."""
     with store.read() as session:
         if not requests.past_retention(session, settings.failed_retention_days, request_id):
             return
@@ -57,10 +58,11 @@ def purge_request(store: Store, keyring: Keyring, blobs: LocalBlobs, request_id:
         request = session.get_one(Request, request_id, with_for_update=True)
         if not requests.past_retention(session, settings.failed_retention_days, request_id):
             return
+        dataset = session.get(Dataset, request.forget_dataset_id) if request.forget_dataset_id else None
+        if proof.being_deleted(dataset) or (document := proof.complete(session, request)) is None:
+            return
         for job in jobs.of_request(session, request_id):
             _erase_resume_state(keyring, blobs, job)
-        document = purge_proofs.find(session, request_id) or {}
-        dataset = session.get(Dataset, request.forget_dataset_id) if request.forget_dataset_id else None
         if dataset is not None and dataset.adopted_by == request_id:
             _erase_dataset(session, keyring, blobs, dataset, "the request ended", document)
         if request.status in requests.WITHOUT_WORK:
