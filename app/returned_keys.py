@@ -6,13 +6,15 @@ from sqlalchemy.orm import Session
 from app.deployment import Deployment
 from app.privacy.purge import ENDED
 from app.records import history
+from app.records import request as requests
 from app.records.checkpoint import Checkpoint, Status
 from app.records.dataset import Dataset, Role
 from app.records.job import Job
 
 
 def destroy_returned(lethe: Deployment, actor: str) -> int:
-    """Of purged forget sets, of resume states of jobs that ended, and of erased answer sets. How many there were."""
+    """Of purged forget sets, of requests that were purged without work, of resume states of jobs that ended, and of erased
+    answer sets. How many there were."""
     present = {path.stem for path in lethe.keyring.files() if path.parent.name == "data"}
     if not present:
         return 0
@@ -31,4 +33,7 @@ def _erased(session: Session) -> set[str]:
     ended = select(Job.id).where(Job.status.in_(ENDED), Job.resume_blob.is_(None))
     past = Checkpoint.status.in_([Status.SUPERSEDED, Status.RETIRED])
     unanswered = select(Checkpoint.id).where(past, Checkpoint.answers.is_(None))
-    return {*session.scalars(purged), *session.scalars(ended), *session.scalars(unanswered)}
+    named = select(requests.Request.id).where(
+        requests.Request.status.in_(requests.WITHOUT_WORK), requests.Request.purged_at.is_not(None)
+    )
+    return {key for query in (purged, ended, unanswered, named) for key in session.scalars(query)}

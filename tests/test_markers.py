@@ -2,7 +2,7 @@
 file, row, page, message or log of the deployment; and no backup brings them back.
 
 What must not be found lies in an uploaded forget set: pixels, file names, sample ids, captions, metadata; and in the request:
-concept and label. They stay sealed; only plaintext is forbidden. tests/test_markers_found.py shows that the search finds.
+concept and label. They stay sealed, or their key is gone where the request ended without work; only plaintext is forbidden. tests/test_markers_found.py shows that the search finds.
 """
 
 import shutil
@@ -187,6 +187,7 @@ def test_nothing_of_the_person_is_anywhere_after_the_request_ended(
     assert (proof["now"]["keys_present"], proof["now"]["objects_present"]) == (0, 0)
     keys = {path.stem for path in (place.running.settings.key_root / "data").iterdir()}
     assert proof["set"] not in keys and not any(key.startswith("job_") for key in keys)
+    assert (request_id in keys) == (ending not in (cancelled, denied, expired))  # what was named
     assert place.found() == []
 
 

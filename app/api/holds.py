@@ -20,6 +20,7 @@ from app.records import request as requests
 from app.records.api_key import ApiKey
 from app.records.base import now
 from app.records.legal_hold import Code, LegalHold
+from app.records.model import Model
 
 router = APIRouter(prefix="/v1/requests/{request_id}", tags=["requests"])
 Holder = Annotated[ApiKey, Depends(need("requests:hold"))]
@@ -69,11 +70,12 @@ class PurgeOut(BaseModel):
 
 @router.put("/hold", response_model=Hold, responses=refusals(404, 409))
 def put_hold(request_id: str, body: HoldIn, lethe: Lethe, key: Holder) -> dict[str, Any] | None:
-    """Keep what the request brought and named from being purged, for as long as this stands. Its job goes on, and its
-    status is told as ever; deleting its data set is refused. 409 when the forget set was purged already."""
+    """Keep what the request brought and named from being purged, and its model's versions from being retired, for as long as
+    this stands. Its job goes on, and its status is told as ever; deleting its data set is refused. 409 when the forget set was purged already."""
     found = find(lethe, request_id, key)
     with lethe.store.write() as session:
         request = requests.hold(session, found.id)
+        _wait_for_retirement(session, request.model_id)
         if request.purged_at is not None or _set_is_gone(session, request):
             raise Conflict("The request's forget set was purged already.", code="forget-set-purged")
         return shown_hold(legal_holds.put(session, request.id, body.code, key.actor))
@@ -104,6 +106,12 @@ def get_purge(request_id: str, lethe: Lethe, key: Reader) -> dict[str, Any]:
         clock = session.scalar(select(now()))
     looked = {"checked_at": moment(clock), **present}
     return {**document, "request": request.id, "purged_at": moment(request.purged_at), "now": looked}
+
+
+def _wait_for_retirement(session: Session, model_id: str) -> None:
+    """One that is being recorded ends first; one that comes later waits, and sees the hold. Whoever only moves an alias, and so
+    requests, is in nobody's way."""
+    session.get_one(Model, model_id, with_for_update={"read": True, "key_share": True})
 
 
 def _set_is_gone(session: Session, request: requests.Request) -> bool:

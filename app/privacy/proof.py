@@ -14,8 +14,10 @@ from app.errors import Refused
 from app.privacy.fingerprints import in_order, parted
 from app.privacy.sealing import KeyGone, Keyring, SealBroken
 from app.privacy.selection import forgotten, job_labels, read_index, read_wish
+from app.records import dataset as datasets
 from app.records import job as jobs
 from app.records import purge_proof as purge_proofs
+from app.records import request as requests
 from app.records.dataset import Dataset
 from app.records.model import Model
 from app.records.request import Request
@@ -28,7 +30,8 @@ METHOD = "key file overwritten and unlinked; ciphertext deleted"
 
 
 def keep_of_request(store: Store, keyring: Keyring, blobs: LocalBlobs, request_id: str) -> None:
-    """Before anything of a request is erased. Of a set that its owner erased before, what was kept then."""
+    """Before anything of a request is erased. Of a set that its owner erased before, what was kept then; while its owner
+    erases it, nothing."""
     with store.read() as session:
         request = session.get_one(Request, request_id)
         if purge_proofs.find(session, request_id) is not None:
@@ -36,7 +39,10 @@ def keep_of_request(store: Store, keyring: Keyring, blobs: LocalBlobs, request_i
         model = session.get_one(Model, request.model_id)
         dataset = session.get(Dataset, request.forget_dataset_id) if request.forget_dataset_id else None
         earlier = purge_proofs.find(session, dataset.id) if dataset else None
-        keys = [job.key_id for job in jobs.of_request(session, request_id)]
+        keys = _keys(session, request)
+    if being_deleted(dataset):
+        return
+    owner = dataset.adopted_by if dataset else None
     if earlier is not None:
         document = {**earlier, "keys": sorted({*earlier["keys"], *map(_digest, keys)})}
     else:
@@ -44,7 +50,23 @@ def keep_of_request(store: Store, keyring: Keyring, blobs: LocalBlobs, request_i
         document = _document(dataset, keys, samples, blobs)
     with store.write() as session:
         session.get_one(Request, request_id, with_for_update=True)
-        purge_proofs.keep(session, request_id, document)
+        dataset = session.get(Dataset, dataset.id) if dataset else None
+        if dataset is None or dataset.adopted_by == owner:  # else its owner may have erased it while it was digested
+            purge_proofs.keep(session, request_id, document)
+
+
+def complete(session: Session, request: Request) -> Document | None:
+    """What was kept, with the keys of work that the request did since; None when nothing was. The caller holds the request."""
+    document = purge_proofs.find(session, request.id)
+    if document is None:
+        return None
+    keys = sorted({*document.get("keys", []), *map(_digest, _keys(session, request))})
+    return purge_proofs.change(session, request.id, {**document, "keys": keys})
+
+
+def being_deleted(dataset: Dataset | None) -> bool:
+    """Whether its owner's DELETE has begun and not ended, or was cut off: the sweeper ends it."""
+    return dataset is not None and dataset.adopted_by == datasets.WITHDRAWN and dataset.purged_at is None
 
 
 def keep_of_set(store: Store, keyring: Keyring, blobs: LocalBlobs, dataset_id: str) -> None:
@@ -70,7 +92,7 @@ def root_of(samples: list[dict[str, Any]]) -> Document:
 def still_there(session: Session, keyring: Keyring, blobs: LocalBlobs, request: Request) -> dict[str, int]:
     """How many of the key files and sealed objects that the purge destroyed are there now: none, or it is not true."""
     work = jobs.of_request(session, request.id)
-    keys, names = [job.key_id for job in work], [f"resume/{job.id}" for job in work]
+    keys, names = _keys(session, request), [f"resume/{job.id}" for job in work]
     dataset = session.get(Dataset, request.forget_dataset_id) if request.forget_dataset_id else None
     if dataset is not None and dataset.key_id is not None:
         keys, names = [*keys, dataset.key_id], [*names, dataset.blob, dataset.index_blob]
@@ -78,6 +100,12 @@ def still_there(session: Session, keyring: Keyring, blobs: LocalBlobs, request: 
         "keys_present": sum(keyring.exists(key_id) for key_id in keys),
         "objects_present": sum(blobs.exists(name) for name in names),
     }
+
+
+def _keys(session: Session, request: Request) -> list[str]:
+    """Ids of the keys that its purge destroys beside its set's."""
+    named = [request.key_id] if request.status in requests.WITHOUT_WORK else []
+    return [*(job.key_id for job in jobs.of_request(session, request.id)), *named]
 
 
 def _document(dataset: Dataset | None, keys: list[str], samples: Document | None, blobs: LocalBlobs) -> Document:

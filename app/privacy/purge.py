@@ -44,10 +44,12 @@ def after_job(store: Store, keyring: Keyring, blobs: LocalBlobs, job_id: str, se
 
 def purge_request(store: Store, keyring: Keyring, blobs: LocalBlobs, request_id: str, settings: Settings) -> None:
     """If the request is past its retention, and nobody holds it: erase the sealed set that it adopted, what is left of its
-    jobs' resume state, the digests held for an override and, unless it completed, its own fingerprint. What it named stays
-    sealed, for later versions to be asked about. A registered set that it only pointed into stays.
+    jobs' resume state, the digests held for an override and, unless it completed, its own fingerprint. What it named goes with
+    its key if it ended without work; else it stays sealed, for later versions to be asked about. A registered set that it only
+    pointed into stays.
 
-    What proves the purge is kept first, in a transaction of its own: large sets are digested with no lock held."""
+    What proves the purge is kept first, in a transaction of its own: large sets are digested with no lock held. A set that its
+    owner is deleting goes first, and a later round purges the request."""
     with store.read() as session:
         if not requests.past_retention(session, settings.failed_retention_days, request_id):
             return
@@ -56,12 +58,15 @@ def purge_request(store: Store, keyring: Keyring, blobs: LocalBlobs, request_id:
         request = session.get_one(Request, request_id, with_for_update=True)
         if not requests.past_retention(session, settings.failed_retention_days, request_id):
             return
+        dataset = session.get(Dataset, request.forget_dataset_id) if request.forget_dataset_id else None
+        if proof.being_deleted(dataset) or (document := proof.complete(session, request)) is None:
+            return
         for job in jobs.of_request(session, request_id):
             _erase_resume_state(keyring, blobs, job)
-        document = purge_proofs.find(session, request_id) or {}
-        dataset = session.get(Dataset, request.forget_dataset_id) if request.forget_dataset_id else None
         if dataset is not None and dataset.adopted_by == request_id:
             _erase_dataset(session, keyring, blobs, dataset, "the request ended", document)
+        if request.status in requests.WITHOUT_WORK:
+            keyring.destroy(request.key_id)
         held_tombstones.drop(session, request_id)
         if request.status not in KEPT:
             request.fingerprint = None

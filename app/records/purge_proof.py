@@ -26,3 +26,9 @@ def keep(session: Session, resource: str, document: dict[str, Any]) -> None:
     """The first one stays: what a later attempt finds may be erased in part. The caller holds the resource's row."""
     if find(session, resource) is None:
         session.add(PurgeProof(resource=resource, document=document))
+
+
+def change(session: Session, resource: str, document: dict[str, Any]) -> dict[str, Any]:
+    """Replace what was kept, with the purge itself; it is returned."""
+    session.get_one(PurgeProof, resource).document = document
+    return document

@@ -53,7 +53,7 @@ AT_ONCE = (
     Status.REOPENED,
 )  # purged so, whatever the model's retention
 TERMINAL = (Status.COMPLETED, *RETRIABLE, Status.CANCELLED, Status.DENIED, Status.EXPIRED)
-WITHOUT_WORK = (Status.DENIED, Status.EXPIRED, Status.CANCELLED)  # ends of a request that waits
+WITHOUT_WORK = (Status.DENIED, Status.EXPIRED, Status.CANCELLED)  # ends of a request that waits; nothing follows them
 MOVES: dict[Status, tuple[Status, ...]] = {
     Status.AWAITING_VERIFICATION: (Status.AWAITING_APPROVAL, Status.QUEUED, *WITHOUT_WORK),
     Status.AWAITING_APPROVAL: (Status.QUEUED, *WITHOUT_WORK),

@@ -8,15 +8,17 @@ import pytest
 
 from app import sweeper
 from app.audit import tree
-from app.privacy import purge
+from app.privacy import proof, purge
 from app.privacy.fingerprints import fingerprint
 from app.privacy.images import decode, digest_of
+from app.records import dataset as datasets
 from app.records import job as jobs
 from app.records import legal_hold as legal_holds
 from app.records import request as requests
 from app.records.dataset import Dataset
 from app.records.legal_hold import Code
 from app.records.request import Request
+from app.returned_keys import destroy_returned
 from tests import pictures
 from tests.app.api.deployed import World, asked, audited, forget_set, refused
 
@@ -161,18 +163,18 @@ def test_a_purge_is_proven_by_what_it_destroyed_and_which_images_that_were(world
     sealed = [(lethe.blobs.root / name).read_bytes() for name in (dataset.blob, dataset.index_blob)]
     end(world, request_id)
     assert sweep(world, request_id)
-    proof = world.admin.get(f"/v1/requests/{request_id}/purge").json()
-    assert proof["objects"] == [{"bytes": len(each), "sha256": hashlib.sha256(each).hexdigest()} for each in sealed]
-    assert hashlib.sha256(dataset_id.encode()).hexdigest() in proof["keys"]
+    found = world.admin.get(f"/v1/requests/{request_id}/purge").json()
+    assert found["objects"] == [{"bytes": len(each), "sha256": hashlib.sha256(each).hexdigest()} for each in sealed]
+    assert hashlib.sha256(dataset_id.encode()).hexdigest() in found["keys"]
     images = pictures.folder([LABEL], IMAGES, seed=77).values()  # who has them all, and the key
     key = lethe.keyring.named_key("fingerprint")
     marks = sorted(bytes.fromhex(fingerprint(key, digest_of(decode(each, "image")))) for each in images)
-    assert proof["samples"] == {"count": 3, "leaves": 3, "root": tree.root(marks).hex(), "key": "fingerprint"}
-    assert (proof["now"]["keys_present"], proof["now"]["objects_present"]) == (0, 0)
+    assert found["samples"] == {"count": 3, "leaves": 3, "root": tree.root(marks).hex(), "key": "fingerprint"}
+    assert (found["now"]["keys_present"], found["now"]["objects_present"]) == (0, 0)
     (entry,) = audited(world, request=request_id, action="request.purged")
-    assert entry["details"] == {name: proof[name] for name in ("method", "set", "objects", "keys", "samples")}
+    assert entry["details"] == {name: found[name] for name in ("method", "set", "objects", "keys", "samples")}
     (entry,) = audited(world, request=request_id, action="dataset.purged")
-    assert entry["details"]["samples"] == proof["samples"]
+    assert entry["details"]["samples"] == found["samples"]
 
 
 def test_a_proof_says_so_when_a_key_file_came_back(world: World) -> None:
@@ -189,8 +191,8 @@ def test_a_registered_set_stays_and_the_proof_tells_which_samples_were_forgotten
     request_id = asked(world.admin, forget={"samples": ["0/0", "1/1"]})["id"]
     end(world, request_id)
     assert sweep(world, request_id)
-    proof = world.admin.get(f"/v1/requests/{request_id}/purge").json()
-    assert proof["objects"] == [] and proof["samples"]["count"] == 2
+    found = world.admin.get(f"/v1/requests/{request_id}/purge").json()
+    assert found["objects"] == [] and found["samples"]["count"] == 2
     assert world.admin.get("/v1/datasets/train-set").json()["purged_at"] is None
 
 
@@ -198,12 +200,12 @@ def test_a_purge_that_was_interrupted_after_the_key_still_proves_what_it_destroy
     request_id, dataset_id = uploaded(world)
     end(world, request_id)
     lethe = world.lethe
-    purge.proof.keep_of_request(lethe.store, lethe.keyring, lethe.blobs, request_id)
+    proof.keep_of_request(lethe.store, lethe.keyring, lethe.blobs, request_id)
     lethe.keyring.destroy(dataset_id)
     lethe.blobs.delete(f"datasets/{dataset_id}/images")
     assert sweep(world, request_id)
-    proof = world.admin.get(f"/v1/requests/{request_id}/purge").json()
-    assert len(proof["objects"]) == 2 and proof["samples"]["count"] == 3
+    found = world.admin.get(f"/v1/requests/{request_id}/purge").json()
+    assert len(found["objects"]) == 2 and found["samples"]["count"] == 3
 
 
 def test_a_set_that_its_owner_deleted_is_proven_in_the_request_s_purge_too(world: World) -> None:
@@ -212,5 +214,87 @@ def test_a_set_that_its_owner_deleted_is_proven_in_the_request_s_purge_too(world
     assert world.admin.delete(f"/v1/datasets/{dataset_id}").status_code == 204
     (entry,) = audited(world, resource=dataset_id, action="dataset.purged")
     assert sweep(world, request_id)
-    proof = world.admin.get(f"/v1/requests/{request_id}/purge").json()
-    assert proof["objects"] == entry["details"]["objects"] and len(proof["objects"]) == 2
+    found = world.admin.get(f"/v1/requests/{request_id}/purge").json()
+    assert found["objects"] == entry["details"]["objects"] and len(found["objects"]) == 2
+
+
+@pytest.mark.parametrize("status", ["denied", "expired", "cancelled"])
+def test_what_a_request_named_goes_with_its_set_where_no_work_was_done(world: World, status: str) -> None:
+    dataset_id = forget_set(world.admin)
+    request_id = asked(world.admin, forget={"dataset": dataset_id}, concept="anna")["id"]
+    assert hold(world, request_id).status_code == 200
+    end(world, request_id, status)
+    assert not sweep(world, request_id)
+    assert world.admin.get(f"/v1/requests/{request_id}").json()["concept"] == "anna"
+    assert world.admin.delete(f"/v1/requests/{request_id}/hold").status_code == 204
+    assert sweep(world, request_id) and not world.lethe.keyring.exists(request_id)
+    assert world.admin.get(f"/v1/requests/{request_id}").json()["concept"] is None
+    found = world.admin.get(f"/v1/requests/{request_id}/purge").json()
+    assert hashlib.sha256(request_id.encode()).hexdigest() in found["keys"] and found["samples"]["count"] == 3
+    world.lethe.keyring.new_key(request_id)  # an older copy of the key folder was restored
+    assert world.admin.get(f"/v1/requests/{request_id}/purge").json()["now"]["keys_present"] == 1
+    destroy_returned(world.lethe, "test")
+    assert world.admin.get(f"/v1/requests/{request_id}/purge").json()["now"]["keys_present"] == 0
+
+
+@pytest.mark.parametrize("status", ["completed", "reopened", "failed"])
+def test_what_other_requests_named_stays_to_be_asked_again(world: World, status: str) -> None:
+    request_id = asked(world.admin, concept="anna")["id"]
+    end(world, request_id, status, days_ago=31)
+    assert sweep(world, request_id)
+    destroy_returned(world.lethe, "test")
+    assert world.admin.get(f"/v1/requests/{request_id}").json()["concept"] == "anna"
+
+
+def test_a_proof_that_was_kept_before_a_retry_names_the_retry_s_keys_too(world: World) -> None:
+    request_id, dataset_id = uploaded(world)
+    end(world, request_id, "failed", days_ago=31)
+    lethe = world.lethe
+    proof.keep_of_request(lethe.store, lethe.keyring, lethe.blobs, request_id)
+    assert hold(world, request_id).status_code == 200  # just before the purge's own transaction
+    purge.purge_request(lethe.store, lethe.keyring, lethe.blobs, request_id, lethe.settings)
+    assert world.admin.post(f"/v1/requests/{request_id}/retry").status_code == 202
+    end(world, request_id)
+    with lethe.store.read() as session:
+        work = [job.key_id for job in jobs.of_request(session, request_id)]
+    assert world.admin.delete(f"/v1/requests/{request_id}/hold").status_code == 204
+    assert sweep(world, request_id)
+    found = world.admin.get(f"/v1/requests/{request_id}/purge").json()
+    assert len(work) == 2
+    assert found["keys"] == sorted(hashlib.sha256(each.encode()).hexdigest() for each in [*work, dataset_id])
+    (entry,) = audited(world, request=request_id, action="request.purged")
+    assert entry["details"]["keys"] == found["keys"] and len(found["objects"]) == 2
+
+
+def test_a_request_is_purged_after_its_set_whose_deletion_was_interrupted(world: World) -> None:
+    request_id, dataset_id = uploaded(world)
+    end(world, request_id)
+    lethe = world.lethe
+    with lethe.store.write() as session:
+        assert datasets.withdraw(session, dataset_id)
+    purge.purge_request(lethe.store, lethe.keyring, lethe.blobs, request_id, lethe.settings)
+    refused(world.admin.get(f"/v1/requests/{request_id}/purge"), 404, "not-found")
+    assert not sweep(world, request_id) and not lethe.keyring.exists(dataset_id)
+    assert sweep(world, request_id)
+    found = world.admin.get(f"/v1/requests/{request_id}/purge").json()
+    assert len(found["objects"]) == 2 and found["samples"]["count"] == 3
+    assert (found["now"]["keys_present"], found["now"]["objects_present"]) == (0, 0)
+
+
+def test_a_set_that_its_owner_deletes_while_it_is_digested_is_proven_by_the_deletion(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request_id, dataset_id = uploaded(world)
+    end(world, request_id)
+    selected, deleted = proof._selected, []
+
+    def deleted_meanwhile(*arguments: Any) -> Any:
+        if not deleted:
+            deleted.append(world.admin.delete(f"/v1/datasets/{dataset_id}").status_code)
+        return selected(*arguments)
+
+    monkeypatch.setattr(proof, "_selected", deleted_meanwhile)
+    assert not sweep(world, request_id) and deleted == [204]
+    assert sweep(world, request_id)
+    found = world.admin.get(f"/v1/requests/{request_id}/purge").json()
+    assert len(found["objects"]) == 2 and found["samples"]["count"] == 3

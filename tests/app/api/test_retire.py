@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from app import retirement, sweeper, weights
+from app.api import holds
 from app.api.checkpoints import find_checkpoint, manifest_of
 from app.api.downloads import _stream
 from app.errors import Refused
@@ -178,6 +179,52 @@ def test_a_legal_hold_on_a_request_keeps_every_version_of_its_model(world: World
     refused(send(world, old), 409, "version-held", "version")
     assert world.admin.delete(f"/v1/requests/{request_id}/hold").status_code == 204
     assert send(world, old).status_code == 200
+
+
+def test_a_hold_waits_for_a_retirement_that_is_being_recorded(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, _ = past(world, tmp_path)
+    path = f"/v1/requests/{asked(world.admin)['id']}/hold"
+    answers: list[Response] = []
+    holding = threading.Thread(target=lambda: answers.append(world.admin.put(path, json={"code": "legal_claims"})))
+    record = retirement._record
+
+    def held_meanwhile(*arguments: Any) -> None:
+        holding.start()
+        holding.join(0.5)
+        assert holding.is_alive()  # or a version would go under a hold that its holder was told of
+        record(*arguments)
+
+    monkeypatch.setattr(retirement, "_record", held_meanwhile)
+    assert send(world, old).status_code == 200
+    holding.join(30)
+    assert [each.status_code for each in answers] == [200]
+    assert world.admin.delete(path).status_code == 204
+
+
+def test_a_retirement_waits_for_a_hold_that_is_being_put_and_sees_it(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, _ = past(world, tmp_path)
+    path = f"/v1/requests/{asked(world.admin)['id']}/hold"
+    answers: list[Response] = []
+    retiring = threading.Thread(target=lambda: answers.append(send(world, old)))
+    put = holds.legal_holds.put
+
+    def retired_meanwhile(*arguments: Any) -> Any:
+        held = put(*arguments)
+        retiring.start()
+        retiring.join(0.5)
+        assert retiring.is_alive()
+        return held
+
+    monkeypatch.setattr(holds.legal_holds, "put", retired_meanwhile)
+    assert world.admin.put(path, json={"code": "legal_claims"}).status_code == 200
+    retiring.join(30)
+    (answer,) = answers
+    refused(answer, 409, "version-held", "version")
+    assert world.admin.delete(path).status_code == 204
 
 
 def test_a_quarantined_version_that_can_be_retried_goes_only_when_asked(world: World) -> None:
