@@ -1,8 +1,9 @@
 """What the runner is told of a job: everything it needs, and no more.
 
 It gets blob locations, the positions of samples, the labels' names and the data keys of this one job, and what earlier
-requests of the model asked, to ask it again (worker/earlier.py; with the key of a set that is still kept), over a pipe that nothing logs; never the database, the
-master key or another job's keys.
+requests of the model asked, to ask it again (worker/earlier.py), over a pipe that nothing logs. Where a set of theirs is still
+kept (`completed_days` of the model's retention, or a legal hold), its key goes along. Never the database, the master key or
+the keys of another running job.
 """
 
 import base64

@@ -29,7 +29,7 @@ SCOPES = {
     "requests:concept": "read the concept that a request names",
     "requests:admin": "see and cancel everybody's requests",
     "requests:verify": "say whether who asked is who they say, for anybody's request",
-    "requests:approve": "approve, deny and extend requests of others",
+    "requests:approve": "approve and deny requests of others, and extend any",
     "requests:reopen": "roll an alias back behind a completed request, which un-forgets someone and reopens it",
     "requests:hold": "put a request under legal hold, so that nothing of it is purged, and lift the hold",
     "audit:read": "read and export the audit of everything, and the moves of aliases",
