@@ -219,7 +219,8 @@ class Lethe:
         return answer
 
     def hold(self, request_id: str, code: str) -> dict[str, Any]:
-        """Put a request under legal hold: nothing of it is purged until `lift`. Problem 409 when it was purged already."""
+        """Put a request under legal hold: nothing of it is purged until `lift`. Problem 409 when it was purged already,
+        or is held by another key or for another reason."""
         held: dict[str, Any] = self.call("PUT", f"/v1/requests/{request_id}/hold", json={"code": code})
         return held
 

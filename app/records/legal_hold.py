@@ -8,6 +8,7 @@ from enum import StrEnum
 from sqlalchemy import ForeignKey, select
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
+from app.errors import Refused
 from app.records import history
 from app.records.base import Record, now
 
@@ -29,14 +30,20 @@ class LegalHold(Record):
 
 
 def put(session: Session, request_id: str, code: Code, actor: str) -> LegalHold:
-    """A second one with another code changes the code; who held it first, and since when, stays."""
+    """The same one again changes nothing. There is one at a time: whoever lifts it must not end another one with it."""
     held = session.get(LegalHold, request_id)
-    if held is not None and held.code == code:
+    if held is not None and (held.code, held.by) == (code, actor):
         return held
-    if held is None:
-        held = LegalHold(request_id=request_id, since=session.scalar(select(now())), by=actor)
-        session.add(held)
-    held.code = code
+    if held is not None:
+        raise Refused(
+            "hold-stands",
+            "request",
+            "Another hold stands, by another key or for another reason; until it is lifted nothing is purged.",
+            "Leave it, or lift it first: what is overdue may be purged before yours.",
+            409,
+        )
+    held = LegalHold(request_id=request_id, code=code, since=session.scalar(select(now())), by=actor)
+    session.add(held)
     history.write(session, actor, "request.held", request_id, request_id, {"code": code})
     return held
 

@@ -21,6 +21,7 @@ from app.records.request import Request
 from app.returned_keys import destroy_returned
 from tests import pictures
 from tests.app.api.deployed import World, asked, audited, forget_set, refused
+from tests.conftest import client_for
 
 LABEL, IMAGES = 3, 3
 
@@ -116,13 +117,19 @@ def test_a_hold_stops_the_purge_and_its_end_lets_it_happen(world: World) -> None
     ]  # fmt: skip
 
 
-def test_a_second_hold_changes_the_code_alone_and_the_same_one_nothing(world: World) -> None:
+def test_a_second_hold_is_refused_while_one_stands_and_the_same_one_changes_nothing(world: World) -> None:
     request_id, _ = uploaded(world)
     first = hold(world, request_id).json()
     assert hold(world, request_id).json() == first
-    assert hold(world, request_id, "audit").json() == {**first, "code": "audit"}
+    refused(hold(world, request_id, "audit"), 409, "hold-stands", "request")
+    other, path = client_for(world.lethe, "approver"), f"/v1/requests/{request_id}/hold"
+    for code in ("legal_claims", "authority_order"):  # its holder would think that it stands, and it would be lifted
+        refused(other.put(path, json={"code": code}), 409, "hold-stands", "request")
+    assert world.admin.get(f"/v1/requests/{request_id}").json()["hold"] == first
+    assert world.admin.delete(path).status_code == 204
+    assert other.put(path, json={"code": "authority_order"}).json()["code"] == "authority_order"
     details = [entry["details"] for entry in audited(world, request=request_id, action="request.held")]
-    assert details == [{"code": "legal_claims"}, {"code": "audit"}]
+    assert details == [{"code": "legal_claims"}, {"code": "authority_order"}]
     refused(hold(world, request_id, "because"), 422, "invalid-input", "body.code")
 
 
