@@ -90,7 +90,8 @@ def retire(lethe: Deployment, name: str, code: str, yes: bool, actor: str = "ope
         row = next((each for each in named_keys.hold(session) if each.name == name), None)
         if row is not None:
             _translate(session, pairs, current)
-            if row.current_since is not None:  # nothing is known by one that only joined
+            lost = state_of(lethe, row) in (State.LOST, State.ANOTHER)  # nothing new will be known by it
+            if row.current_since is not None and not lost:  # nor was anything by one that only joined
                 _refuse_needed(session, name)
         rest = tombstones.under(session, name)
         found = Retired(name, len(rest), len({each.model_id for each in rest}), yes)
@@ -239,7 +240,7 @@ def _refuse_needed(session: Session, name: str) -> None:
     }
     if any(needed.values()):
         counts = ", ".join(f"{count} {what}" for what, count in needed.items() if count)
-        remedy = "They go as requests end and are purged: try again then, or cancel those requests."
+        remedy = "They go as requests end (one that failed, when its retention is over): try again then, or cancel those requests."
         raise Refused("key-needed", "name", f"{counts} may be known by this key only.", remedy, 409)
 
 

@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from io import BytesIO
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
@@ -89,13 +90,20 @@ class Keyring:
         """KeyringUnusable when there is no master key, or another one than the folder's keys are wrapped under."""
         with self.lock():
             self._masters = self.read_masters()
-            probes = [path for path in self.files() if path.parent == self._named] or self.files()[:1]
+            probes = self._probes()
             opening = [path for path in probes if self._opens(path)]
         if probes and not opening:
             raise KeyringUnusable(
                 f"{self.master_file} is another master key than the one that the keys in {self.folder} are wrapped under: "
                 "put the right one back from its backup"
             )
+
+    def _probes(self) -> list[Path]:
+        """The named keys, or, before there are any, one data key: as few as tell which master key it is, however many there
+        are."""
+        named = sorted(self._named.glob("[!.]*.key"))
+        with os.scandir(self._data) as entries:
+            return named or [Path(each.path) for each in islice((e for e in entries if e.name[0] != "."), 1)]
 
     def new_key(self, key_id: str) -> bytes:
         """A fresh 256-bit key for one object; FileExistsError when the id has one."""

@@ -10,7 +10,7 @@ from app.errors import Conflict
 from app.records import history
 from app.records import legal_hold as legal_holds
 from app.records.base import Record, changed, now
-from app.records.request import LIVE, TERMINAL, Request
+from app.records.request import LIVE, RETRIABLE, TERMINAL, Request
 
 
 class Role(StrEnum):
@@ -93,9 +93,12 @@ def registered(session: Session) -> list[str]:
 
 
 def sealed_before(session: Session, at: float) -> int:
-    """How many forget sets that are still there were uploaded before."""
+    """How many forget sets were uploaded before and may still be forgotten: of a request that completed, the samples have
+    their tombstones, however long the set is kept."""
     old = (Dataset.role == Role.FORGET) & Dataset.purged_at.is_(None) & (Dataset.created_at < at)
-    return session.scalar(select(func.count()).select_from(Dataset).where(old)) or 0
+    ahead = select(Request.id).where(Request.id == Dataset.adopted_by, Request.status.in_((*LIVE, *RETRIABLE))).exists()
+    query = select(func.count()).select_from(Dataset).where(old, Dataset.adopted_by.is_(None) | ahead)
+    return session.scalar(query) or 0
 
 
 def sealed_ids(session: Session) -> list[str]:

@@ -22,6 +22,7 @@ from app.records import named_key as named_keys
 from app.records import tombstone as tombstones
 from app.records.checkpoint import Status
 from app.records.dataset import Dataset
+from app.records.request import Request
 from tests import pictures
 from tests.app.api.deployed import World, asked, audited, build, forget_set, forgotten, upload_set
 from worker.lease import Lease
@@ -155,6 +156,22 @@ def test_a_quarantined_version_s_digests_are_translated_or_keep_their_key(world:
     assert held == {index_of(world, "train-set")["samples"][0]["fingerprint"], "e" * 64}
     with pytest.raises(Refused, match="1 samples of quarantined versions"):
         retire(world.lethe, FIRST, "expired", yes=True)
+
+
+def test_a_set_that_a_completed_request_keeps_needs_no_key_and_a_lost_key_waits_for_none(world: World) -> None:
+    kept = forget(world, dataset=forget_set(world.requester, body=pictures.imagefolder((2,), each=1, seed=78)))
+    rotate(world.lethe)
+    with pytest.raises(Refused, match="1 forget sets"):
+        retire(world.lethe, FIRST, "expired", yes=True)
+    with world.lethe.store.write() as session:
+        session.get_one(Request, kept).status = "completed"
+    assert retire(world.lethe, FIRST, "expired", yes=False).dropped == 1
+    forget_set(world.requester)  # waits for a request, and has a mark under the second key
+    rotate(world.lethe)
+    with pytest.raises(Refused, match="1 forget sets"):
+        retire(world.lethe, SECOND, "lost", yes=True)
+    world.lethe.keyring.destroy_named(SECOND)
+    assert retire(world.lethe, SECOND, "lost", yes=True).done
 
 
 def test_an_interrupted_rotation_goes_on_with_the_same_key_and_meanwhile_nothing_is_lost(world: World) -> None:
