@@ -17,6 +17,10 @@ from app.display import console, json_option
 from app.embedded import wait_for_dependencies
 from app.settings import settings
 
+PARTED = (
+    "If it is the oldest living key, requests for samples or sets from now on are no duplicates of earlier ones: their "
+    "duplicates are told by that key."
+)
 CODES = ("expired", "compromised", "lost", "other")
 yes_option = click.option("--yes", is_flag=True, help="Do it: it cannot be undone.")
 
@@ -85,7 +89,8 @@ def rotate_fingerprints(as_json: bool) -> None:
 @yes_option
 @json_option
 def retire_fingerprints(name: str, code: str, yes: bool, as_json: bool) -> None:
-    """Destroy an old fingerprint key, with the tombstones that only it can match. Run it again after a crash."""
+    """Destroy an old fingerprint key, with the tombstones that only it can match, and, of the oldest one, what tells duplicates
+    of earlier requests for samples or sets. Run it again after a crash."""
     with _here() as lethe:
         found = fingerprint_rotation.retire(lethe, name, code, yes)
     if as_json:
@@ -94,6 +99,7 @@ def retire_fingerprints(name: str, code: str, yes: bool, as_json: bool) -> None:
         verb = "protect no more" if yes else "would protect no more"
         click.echo(f"{name}: {found.dropped} tombstones of {found.models} models {verb}")
     if not yes:
+        click.echo(PARTED, err=True)
         _ask_for_yes()
 
 

@@ -140,6 +140,7 @@ def test_the_operator_rotates_and_retires_from_the_shell(operator: World) -> Non
     assert "1 translated to it, 0 still need an older key" in lethe("keyring", "rotate-fingerprints").stdout
     assert "fingerprint-2" in lethe("keyring", "status").stdout
     retired = ("keyring", "retire-fingerprints", FIRST, "--reason-code", "expired")
+    assert "no duplicates of earlier ones" in lethe(*retired, status=1).stderr
     assert "0 tombstones of 0 models would protect no more" in lethe(*retired, status=1).stdout
     assert operator.lethe.keyring.has_named(FIRST)
     lethe(*retired, "--yes")
