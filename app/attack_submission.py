@@ -12,6 +12,7 @@ from app.idempotency import UNKEYED, Once
 from app.recipe import check_attacks
 from app.records import checkpoint as checkpoints
 from app.records import job as jobs
+from app.records import model as models
 from app.records.base import now
 from app.records.checkpoint import Checkpoint
 from app.records.dataset import Dataset
@@ -34,6 +35,7 @@ def attack(lethe: Deployment, request: Request, attacks: dict[str, Any], actor: 
     check_shadows(lethe, model.family, model.labels, {"attacks": named}, "attacks")
     with lethe.store.write() as session:
         once.claim(session)
+        models.share(session, request.model_id)  # a retirement at the same time waits, or was first
         version = _version(session, request)
         _refuse_if_forget_set_is_gone(lethe, session, request, model)
         deadline = (session.scalar(select(now())) or 0.0) + lethe.settings.deadline_days * DAY

@@ -68,7 +68,9 @@ def rotate(lethe: Deployment, actor: str = "operator") -> Rotated:
     marked = [_mark_set(lethe, dataset_id, name, before) for dataset_id in listed]
     pairs = _pairs(lethe, listed, name)
     with lethe.store.write() as session:
-        joining = next(each for each in named_keys.hold(session) if each.name == name)
+        joining = next((each for each in named_keys.hold(session) if each.name == name), None)
+        if joining is None:
+            raise Refused("key-retired", "name", f"{name} was retired as it joined.", "Rotate again.", 409)
         translated = _translate(session, pairs, name)
         session.flush()
         kept = sum(count for key, count in tombstones.counts(session).items() if key != name)

@@ -80,13 +80,12 @@ def retire(lethe: Deployment, order: Order, once: Once = UNKEYED) -> str:
         choice = _choose(session, order)
     names = _names(choice, retirement)
     with _declared(lethe, names):
-        stored = _store(lethe, choice, names)
+        stored = _store(lethe, order, choice, names)
         with lethe.store.write() as session:
             once.claim(session)
             _lock(session, choice.model.id)
             again = _choose(session, order)
-            if again.seen != choice.seen:
-                raise _refused("model-changed", "Its versions changed meanwhile.", "Send it again.")
+            _refuse_if_changed(again, choice)
             _record(session, again, stored, order, retirement)
             if not intents.fulfil(session, [blob for pair in names.values() for blob in pair]):
                 raise _refused("model-changed", "It took longer than LETHE_PACK_GRACE_HOURS.", "Send it again.")
@@ -162,23 +161,30 @@ def _declared(lethe: Deployment, names: dict[int, tuple[str, str]]) -> Iterator[
         raise
 
 
-def _store(lethe: Deployment, choice: Choice, names: dict[int, tuple[str, str]]) -> _Stored:
+def _store(lethe: Deployment, order: Order, choice: Choice, names: dict[int, tuple[str, str]]) -> _Stored:
     try:
         manifests = {each.number: _manifest(lethe, each) for each in (*choice.staying, *choice.going)}
-        order = [
+        staying = [
             Staying(each.number, manifests[each.number], each.pack, choice.bases[each.number], names[each.number][0])
             for each in choice.staying
         ]
-        planned = plan(order, [manifests[each.number] for each in choice.going])
+        planned = plan(staying, [manifests[each.number] for each in choice.going])
         found = {}
         with tempfile.TemporaryDirectory(dir=scratch(lethe)) as work:
             for each in repack(planned, lethe.blobs, Path(work)):
                 lethe.blobs.put(names[each.number][1], weights.encode(each.manifest))
                 found[each.number] = (each, names[each.number][1])
     except (BlobMissing, weights.CheckpointDamaged):
+        with lethe.store.read() as session:
+            _refuse_if_changed(_choose(session, order), choice)  # another retirement was first
         rule = "Stored bytes of a version that stays are missing or not what they were."
         raise _refused("checkpoint-damaged", rule, "Nothing was changed. Restore the blobs from a backup.") from None
     return _Stored(planned, manifests, found)
+
+
+def _refuse_if_changed(present: Choice, before: Choice) -> None:
+    if present.seen != before.seen:
+        raise _refused("model-changed", "Its versions changed meanwhile.", "Send it again.")
 
 
 def _manifest(lethe: Deployment, checkpoint: Checkpoint) -> Manifest:
