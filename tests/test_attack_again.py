@@ -77,6 +77,7 @@ def test_a_version_is_attacked_as_when_it_was_made_and_stays_as_it_is(running: R
     assert not running.lethe.keyring.exists(found["job"])
 
 
+@pytest.mark.verify
 def test_samples_and_superseded_versions_are_attacked_without_what_was_forgotten_since(running: Running) -> None:
     client = running.client
     first = forget(running, {"class_label": "1"})

@@ -140,6 +140,7 @@ def check_whole(running: Running, job_id: str, crashes: int) -> None:
     assert not lethe.keyring.exists(job_id) and list(lethe.blobs.list("resume/")) == []
 
 
+@pytest.mark.verify
 def test_two_crashes_end_the_job_as_worker_lost(tmp_path: Path) -> None:
     running = Running(tmp_path / "lethe")
     try:
@@ -191,6 +192,7 @@ def test_cancel_frees_the_runner_and_draining_resumes(tmp_path: Path) -> None:
         running.stop()
 
 
+@pytest.mark.verify
 def test_a_job_that_ignores_its_cancel_is_killed(tmp_path: Path) -> None:
     """With no grace the runner is struck at once; a frozen one would never have answered."""
     running = Running(tmp_path / "lethe", LETHE_GRACE_SECONDS="0")

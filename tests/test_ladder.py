@@ -122,6 +122,7 @@ def test_every_rung_misses_and_every_version_is_kept_then_a_retry_climbs_the_new
     assert statuses == ["superseded", *["quarantined"] * 3, "released"]
 
 
+@pytest.mark.verify
 def test_a_rung_whose_method_fails_keeps_its_error_and_leads_to_the_next(running: Running) -> None:
     client = running.client
     set_ladder(running, {"method": "salun", "recipe": {"relabel_on": "both"}}, MOVING)  # both is for generators
@@ -134,9 +135,8 @@ def test_a_rung_whose_method_fails_keeps_its_error_and_leads_to_the_next(running
     check_each_rung_once(running, done)
 
 
-@pytest.mark.parametrize(
-    "victim", ["worker", *(pytest.param(each, marks=pytest.mark.verify) for each in ("runner", "server"))]
-)
+@pytest.mark.verify
+@pytest.mark.parametrize("victim", ["worker", "runner", "server"])
 def test_a_kill_as_a_missed_rung_is_registered_makes_each_rung_once(running: Running, victim: str) -> None:
     """Bells ring twenty times over meanwhile."""
     set_ladder(running, STILL, MOVING)
