@@ -181,13 +181,16 @@ def test_a_verifier_reads_nothing_and_an_approver_posts_nothing(
     refused(post(verifier, {"id": "req_absent"}, "verification", CHECKED), 404, "not-found")
     refused(ask(approver), 403, "missing-scope")
     assert read(world, made)["concept"] == "anna"
-    assert post(approver, made, "deny", {"code": "other"}).json()["concept"] == "anna"  # has requests:concept
+    assert approver.get(f"/v1/requests/{made['id']}").json()["concept"] == "anna"  # has requests:concept
+    assert post(approver, made, "deny", {"code": "other"}).json()["concept"] is None  # its key went with the purge
     blind = world.admin.post("/v1/keys", json={"name": "x", "scopes": ["requests:approve", "requests:admin"]}).json()[
         "key"
     ]
     other = asked(world.requester, concept="anna")
-    answer = post(world.admin, other, "deny", {"code": "other"}, headers={"Authorization": f"Bearer {blind}"})
-    assert answer.status_code == 200 and "anna" not in answer.text
+    assert post(verifier, other, "verification", CHECKED).status_code == 200
+    answer = post(world.admin, other, "approve", headers={"Authorization": f"Bearer {blind}"})
+    assert answer.json()["status"] == "queued" and "anna" not in answer.text
+    assert read(world, other)["concept"] == "anna"
 
 
 def test_a_request_that_waits_is_cancelled_at_once_and_purged(world: World) -> None:
