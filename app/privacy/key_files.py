@@ -1,12 +1,12 @@
 """Files that hold keys: made whole or not at all, replaced and erased without leaving the old bytes under any name.
 
 Whoever makes, replaces or erases one holds the folder's lock (`locked`), so that no replacement brings back a key that was
-erased meanwhile. Readers hold nothing: what does not open may have been replaced as they read, and is read again under it.
+erased meanwhile, and a file has one draft at most. Readers hold nothing: what does not open may have been replaced as they
+read, and is read again under it.
 """
 
 import fcntl
 import os
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -45,7 +45,8 @@ def create(path: Path, content: bytes) -> None:
 
 def replace(path: Path, content: bytes) -> None:
     """Another content under the same name. A crash leaves one or the other, and perhaps a draft for `tidy`."""
-    old = _beside(path)
+    old = _old(path)
+    _drop(old, path)
     os.link(path, old)
     take_place(path, content)
     _overwrite(old)
@@ -60,7 +61,7 @@ def take_place(path: Path, content: bytes) -> None:
 
 def erase(path: Path) -> None:
     """Overwrite and unlink a key file with every draft of it that a killed process left. What is gone is no error."""
-    for file in (path, *path.parent.glob(f".{path.name}.*")):
+    for file in (path, _new(path), _old(path)):
         _overwrite(file)
     sync_folder(path.parent)
 
@@ -68,11 +69,7 @@ def erase(path: Path) -> None:
 def tidy(folder: Path) -> None:
     """Erase what killed processes left in a folder: drafts, and old contents that were to be overwritten."""
     for left in folder.glob(".*.*.*"):
-        path = folder / left.name[1:].rpartition(".")[0]
-        if path.exists() and path.samefile(left):
-            left.unlink()  # another name of the living file
-        else:
-            _overwrite(left)
+        _drop(left, folder / left.name[1:].rpartition(".")[0])
     sync_folder(folder)
 
 
@@ -96,12 +93,25 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def _beside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+def _new(path: Path) -> Path:
+    return path.with_name(f".{path.name}.new")
+
+
+def _old(path: Path) -> Path:
+    return path.with_name(f".{path.name}.old")
+
+
+def _drop(left: Path, path: Path) -> None:
+    """Erase what a killed process left beside `path`; where that is another name of the living file, only the name."""
+    if left.exists() and path.exists() and path.samefile(left):
+        left.unlink()
+    else:
+        _overwrite(left)
 
 
 def _draft(path: Path, content: bytes) -> Path:
-    draft = _beside(path)
+    draft = _new(path)
+    _drop(draft, path)
     handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     try:
         with os.fdopen(handle, "wb") as file:

@@ -157,12 +157,16 @@ class Keyring:
     def counts(self) -> dict[str, int]:
         """How many data and named keys open, and how many files hold none that does. A key whose erasure was interrupted
         counts as gone."""
-        with self.lock():
-            self._masters = self.read_masters()
-            every = [path for path in self.files() if any(key_files.read(path))]
-            opening = [path for path in every if self._opens(path)]
-        named = sum(path.parent == self._named for path in opening)
-        return {"data": len(opening) - named, "named": named, "unreadable": len(every) - len(opening)}
+        counts = {"data": 0, "named": 0, "unreadable": 0}
+        for path in self.files():
+            try:
+                self._unwrapped(path)
+            except KeyGone:
+                with suppress(FileNotFoundError):
+                    counts["unreadable"] += any(key_files.read(path))
+            else:
+                counts["named" if path.parent == self._named else "data"] += 1
+        return counts
 
     def _opens(self, path: Path) -> bool:
         """With the lock held."""

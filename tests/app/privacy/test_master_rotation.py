@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,20 @@ def test_killed_before_any_change_a_rotation_loses_no_key_and_the_next_one_finis
         assert left == {"lock", "rotation.lock", "master.key", "hmac.key", "ds_1.key", "req_1.key", "ds_9.key"}
         count += 1
     assert count > 20
+
+
+def test_killed_before_any_change_the_making_of_a_key_can_be_repeated_and_the_key_destroyed(tmp_path: Path) -> None:
+    count, died = 0, True
+    while died:
+        ring = Keyring(tmp_path / f"keys-{count}")
+        died = killed_at(count, partial(ring.new_key, "ds_1"))
+        with suppress(FileExistsError):
+            ring.new_key("ds_1")
+        assert ring.key("ds_1") == ring.key("ds_1"), f"killed at {count}"
+        ring.destroy("ds_1")
+        assert list((ring.folder / "data").iterdir()) == []
+        count += 1
+    assert count > 3
 
 
 def test_a_key_destroyed_while_a_rotation_passes_over_it_never_comes_back(tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def test_destroying_a_key_erases_what_it_sealed_for_every_process(tmp_path: Path
 def test_destroying_a_named_key_takes_a_draft_of_a_killed_process_along(tmp_path: Path) -> None:
     ring = Keyring(tmp_path / "keys")
     ring.named_key("fingerprint")
-    os.link(tmp_path / "keys/named/fingerprint.key", tmp_path / "keys/named/.fingerprint.key.0123")
+    os.link(tmp_path / "keys/named/fingerprint.key", tmp_path / "keys/named/.fingerprint.key.new")
     ring.destroy_named("fingerprint")
     assert not list((tmp_path / "keys/named").iterdir())
 
