@@ -84,13 +84,17 @@ def _each(duty: str, ids: Iterable[str], do: Callable[[str], None]) -> None:
 
 
 def take_back_lost_jobs(lethe: Deployment, actor: str) -> None:
-    with lethe.store.write() as session:
+    with lethe.store.read() as session:
         lost = jobs.expired(session)
-        for job in lost:
-            jobs.crash(session, job.id, job.lease_token, actor)
-    for job in lost:
-        log.warning("lease.expired", job=job.id)
-    _each("after_job", [job.id for job in lost], partial(_after_job, lethe))
+    _each("take_back", lost, partial(_take_back, lethe, actor))
+
+
+def _take_back(lethe: Deployment, actor: str, job_id: str) -> None:
+    with lethe.store.write() as session:
+        taken = jobs.take_back(session, job_id, actor)
+    if taken:
+        log.warning("lease.expired", job=job_id)
+        _after_job(lethe, job_id)
 
 
 def expire_waiting(lethe: Deployment, actor: str) -> None:
@@ -116,11 +120,12 @@ def purge_old_data(lethe: Deployment) -> None:
         unadopted = datasets.unadopted(session, lethe.settings.unadopted_hours * 3600)
         forgotten = {upload.id: upload for upload in uploads.old(session, DAY)}
         leftovers = jobs.with_leftovers(session)
+        superseded = checkpoints.with_answers_to_erase(session)
     _each("after_job", leftovers, partial(_after_job, lethe))
     _each("purge_request", ended, partial(_purge_request, lethe))
     _each("purge_unadopted", unadopted, partial(_purge_unadopted, lethe))
     _each("delete_upload", forgotten, lambda upload_id: _delete_upload(lethe, forgotten[upload_id]))
-    purge.erase_superseded_answers(lethe.store, lethe.keyring, lethe.blobs)
+    _each("erase_answers", superseded, partial(purge.erase_answers, lethe.store, lethe.keyring, lethe.blobs))
 
 
 def _after_job(lethe: Deployment, job_id: str) -> None:

@@ -38,7 +38,9 @@ def after_job(store: Store, keyring: Keyring, blobs: LocalBlobs, job_id: str, se
         if job.status not in ENDED:
             return
         _erase_resume_state(keyring, blobs, job)
-    erase_superseded_answers(store, keyring, blobs)
+        superseded = checkpoints.with_answers_to_erase(session, job.model_id)
+    for checkpoint_id in superseded:
+        erase_answers(store, keyring, blobs, checkpoint_id)
     purge_request(store, keyring, blobs, job.request_id, settings)
 
 
@@ -84,18 +86,15 @@ def purge_withdrawn(store: Store, keyring: Keyring, blobs: LocalBlobs, dataset_i
             _erase_dataset(session, keyring, blobs, dataset, why, document)
 
 
-def erase_superseded_answers(store: Store, keyring: Keyring, blobs: LocalBlobs) -> None:
-    """Images of what a completed request forgot are in the answer sets of every version before its own."""
-    with store.read() as session:
-        due = [checkpoint.id for checkpoint in checkpoints.with_answers_to_erase(session)]
-    for checkpoint_id in due:
-        with store.write() as session:
-            checkpoint = session.get_one(Checkpoint, checkpoint_id, with_for_update=True)
-            if checkpoint.answers is not None:
-                keyring.destroy(checkpoint.id)
-                blobs.delete(checkpoint.answers)
-                checkpoint.answers = None
-                history.write(session, "system", "answers.erased", checkpoint.id)
+def erase_answers(store: Store, keyring: Keyring, blobs: LocalBlobs, checkpoint_id: str) -> None:
+    """The answer set of a version that was superseded: it has images of what a later request forgot."""
+    with store.write() as session:
+        checkpoint = session.get_one(Checkpoint, checkpoint_id, with_for_update=True)
+        if checkpoint.answers is not None:
+            keyring.destroy(checkpoint.id)
+            blobs.delete(checkpoint.answers)
+            checkpoint.answers = None
+            history.write(session, "system", "answers.erased", checkpoint.id)
 
 
 def _erase_dataset(

@@ -172,11 +172,13 @@ def keep_answers(session: Session, blobs: Iterable[str]) -> None:
         session.execute(update(Checkpoint).where(Checkpoint.id == blob.split("/")[1]).values(answers=blob))
 
 
-def with_answers_to_erase(session: Session) -> list[Checkpoint]:
+def with_answers_to_erase(session: Session, model_id: str | None = None) -> list[str]:
     """Superseded or retired, with an answer set: it shows whom the version remembers, and no job asks that version again."""
     past = Checkpoint.status.in_([Status.SUPERSEDED, Status.RETIRED])
-    due = past & Checkpoint.answers.is_not(None)
-    return list(session.scalars(select(Checkpoint).where(due).limit(500)))
+    due = select(Checkpoint.id).where(past, Checkpoint.answers.is_not(None))
+    if model_id is not None:
+        due = due.where(Checkpoint.model_id == model_id)
+    return list(session.scalars(due.limit(500)))
 
 
 def of_jobs(session: Session, request_ids: list[str]) -> dict[str, tuple[int, str]]:

@@ -281,10 +281,19 @@ def release(session: Session, job_id: str, token: int, worker: str, why: str) ->
     return job
 
 
-def expired(session: Session) -> list[Job]:
-    """Running jobs whose lease ran out; locked until the transaction ends."""
-    query = select(Job).where(Job.status == Status.RUNNING, Job.lease_expires_at < now())
-    return list(session.scalars(query.with_for_update(skip_locked=True)))
+def expired(session: Session) -> list[str]:
+    """Running jobs whose lease ran out."""
+    return list(session.scalars(select(Job.id).where(Job.status == Status.RUNNING, Job.lease_expires_at < now())))
+
+
+def take_back(session: Session, job_id: str, actor: str) -> bool:
+    """The attempt of a worker whose lease ran out is lost. False when the lease is renewed by now, or somebody else does it."""
+    lost = select(Job).where(Job.id == job_id, Job.status == Status.RUNNING, Job.lease_expires_at < now())
+    job = session.scalar(lost.with_for_update(skip_locked=True))
+    if job is None:
+        return False
+    crash(session, job.id, job.lease_token, actor)
+    return True
 
 
 def crash(session: Session, job_id: str, token: int, actor: str) -> Job:

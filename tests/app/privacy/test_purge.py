@@ -3,19 +3,22 @@
 import json
 
 import pytest
+from sqlalchemy.orm import Session
 
 from app import sweeper
 from app.deployment import Deployment
 from app.privacy import purge
 from app.privacy.sealing import seal
+from app.records import checkpoint as checkpoints
 from app.records import dataset as datasets
 from app.records import job as jobs
 from app.records import purge_proof as purge_proofs
 from app.records import request as requests
 from app.records.base import new_id
+from app.records.checkpoint import Checkpoint
 from app.records.dataset import Dataset
 from app.records.request import Request
-from tests.app.records.test_job import add_job, add_model, claim
+from tests.app.records.test_job import add_job, add_model, claim, read
 
 
 def add_forget_set(lethe: Deployment, adopted_by: str | None = None) -> str:
@@ -42,6 +45,19 @@ def add_request(lethe: Deployment) -> tuple[str, str, str]:
     lethe.keyring.new_key(job_id)
     lethe.blobs.put(f"resume/{job_id}", b"state")
     return job_id, request_id, dataset_id
+
+
+def add_superseded(lethe: Deployment) -> str:
+    """A superseded version; the name of its answer set."""
+    version = Checkpoint(
+        id=new_id("ckpt"), model_id=add_model(lethe), status="superseded", digest="0" * 64,
+        manifest="m", report={}, changes={},
+    )  # fmt: skip
+    version.answers = checkpoints.answers_blob(version.id)
+    lethe.blobs.put(version.answers, b"sealed")
+    with lethe.store.write() as session:
+        checkpoints.add(session, version, "worker:a")
+    return version.answers
 
 
 def gone(lethe: Deployment, dataset_id: str) -> bool:
@@ -161,3 +177,43 @@ def test_a_damaged_index_of_a_registered_set_stops_no_purge(lethe: Deployment, i
         assert session.get_one(Request, request_id).purged_at is not None
         document = purge_proofs.find(session, request_id)
         assert document is not None and document["samples"] is None
+
+
+def test_a_lost_job_that_cannot_be_taken_back_keeps_no_other_from_it(
+    lethe: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad, good = (add_job(lethe, add_model(lethe)) for _ in range(2))
+    claim(lethe, seconds=-1), claim(lethe, "worker:b", seconds=-1)
+    take_back = jobs.take_back
+
+    def failing(session: Session, job_id: str, actor: str) -> bool:
+        done = take_back(session, job_id, actor)
+        if job_id == bad:
+            raise OSError(5, "Input/output error")
+        return done
+
+    monkeypatch.setattr(jobs, "take_back", failing)
+    sweeper.take_back_lost_jobs(lethe, "sweeper")
+    assert (read(lethe, bad)[0].status, read(lethe, good)[0].status) == ("running", "queued")
+    monkeypatch.undo()
+    sweeper.take_back_lost_jobs(lethe, "sweeper")
+    assert read(lethe, bad)[0].status == "queued"
+
+
+def test_an_answer_set_that_cannot_be_erased_keeps_no_other_from_it(
+    lethe: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad, good = (add_superseded(lethe) for _ in range(2))
+    delete = lethe.blobs.delete
+
+    def failing(name: str) -> None:
+        if name == bad:
+            raise OSError(5, "Input/output error")
+        delete(name)
+
+    monkeypatch.setattr(lethe.blobs, "delete", failing)
+    sweeper.purge_old_data(lethe)
+    assert (lethe.blobs.exists(bad), lethe.blobs.exists(good)) == (True, False)
+    monkeypatch.undo()
+    sweeper.purge_old_data(lethe)
+    assert not lethe.blobs.exists(bad)

@@ -65,7 +65,7 @@ def test_a_stale_attempt_writes_no_result(lethe: Deployment) -> None:
     claim(lethe, seconds=-1)
     with lethe.store.write() as session:
         (lost,) = jobs.expired(session)
-        jobs.crash(session, lost.id, lost.lease_token, "sweeper")
+        assert jobs.take_back(session, lost, "sweeper")
     assert claim(lethe, "worker:b").lease_token == 2  # type: ignore[union-attr]
     with pytest.raises(LeaseLost), lethe.store.write() as session:
         attack_results.record(session, job_id, 1, "worker:a", ROWS)

@@ -112,7 +112,7 @@ def test_an_expired_lease_costs_a_crash_and_the_second_ends_the_job(lethe: Deplo
         claim(lethe, seconds=-1)
         with lethe.store.write() as session:
             (lost,) = jobs.expired(session)
-            jobs.crash(session, lost.id, lost.lease_token, "sweeper")
+            assert jobs.take_back(session, lost, "sweeper")
         job, request = read(lethe, job_id)
         assert (job.crashes, job.status, request.status, request.reason) == (
             crashes,

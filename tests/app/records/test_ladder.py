@@ -104,7 +104,7 @@ def test_a_lease_that_was_lost_as_the_rung_ended_queues_none(lethe: Deployment) 
     lost = claim(lethe, seconds=-1)
     assert lost is not None
     with lethe.store.write() as session:
-        jobs.crash(session, lost.id, lost.lease_token, "sweeper")
+        assert jobs.take_back(session, lost.id, "sweeper")
     held = claim(lethe, "worker:b")
     assert held is not None
     with pytest.raises(LeaseLost), lethe.store.write() as session:
@@ -208,7 +208,7 @@ def test_two_lost_workers_end_the_ladder(lethe: Deployment) -> None:
         claim(lethe, seconds=-1)
         with lethe.store.write() as session:
             (lost,) = jobs.expired(session)
-            jobs.crash(session, lost.id, lost.lease_token, "sweeper")
+            assert jobs.take_back(session, lost, "sweeper")
     request, (only,) = climb(lethe, first)
     assert (request.status, request.reason, only.crashes) == ("failed", "worker_lost", 2)
 
