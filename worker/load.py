@@ -28,7 +28,7 @@ from worker.backbones import Backbone, open_backbones
 from worker.curate import generate
 from worker.families import Captions, Samples
 
-KEEP = 6  # networks that a runner holds between jobs; one job has up to five: base, reference, judge, two evaluators
+KEEP = 6  # networks that a runner holds between jobs
 REMEMBERED = 4  # results that methods remember
 Called = list[tuple[str | None, int]]  # of each chosen sample its own text, if it has one, and its label
 

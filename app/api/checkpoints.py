@@ -238,6 +238,12 @@ def _files(lethe: Deployment, checkpoint: Checkpoint) -> list[dict[str, Any]]:
 
 def _out(lethe: Deployment, model_name: str, checkpoint: Checkpoint, family: list[Checkpoint]) -> dict[str, Any]:
     numbers = {each.id: each.number for each in family}
+    try:
+        files = _files(lethe, checkpoint)
+    except Gone:  # retired since it was read
+        with lethe.store.read() as session:
+            present = session.get_one(Checkpoint, checkpoint.id)
+        return _out(lethe, model_name, present, family)
     return {
         "id": checkpoint.id,
         "model": model_name,
@@ -248,7 +254,7 @@ def _out(lethe: Deployment, model_name: str, checkpoint: Checkpoint, family: lis
         "job": checkpoint.job_id,
         "digest": checkpoint.digest,
         "changes": checkpoint.changes,
-        "files": _files(lethe, checkpoint),
+        "files": files,
         "pictures": checkpoint.report.get("pictures", []),
         "overridden": checkpoint.override is not None,
         "retired": _retired(lethe, checkpoint),

@@ -476,3 +476,17 @@ def test_two_at_once_retire_once(world: World, tmp_path: Path) -> None:
     for each in threads:
         each.join()
     assert sorted(found)[0] == 200 and sorted(found)[1] in (409, 412) and contents(world, head) == before
+
+
+def test_a_list_that_was_read_just_before_a_retirement_shows_it(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, _ = past(world, tmp_path)
+    with world.lethe.store.read() as session:
+        model = models.find(session, "digits")
+        assert model is not None
+        read_before = checkpoints.of_model(session, model.id)
+    gone = send(world, old).json()
+    monkeypatch.setattr(checkpoints, "of_model", lambda session, model_id: read_before)
+    answer = world.admin.get(PATH)
+    assert answer.status_code == 200 and answer.json()[old - 1] == gone
