@@ -1,8 +1,8 @@
 # Two commands for a newcomer: `make demo` and `make test`. Both set everything up themselves.
 PYTHON ?= python3.11
 BIN := .venv/bin
-# Whole files to each core, and one thread to each network: two threads beside a busy core wait for each other.
-SPREAD := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+# One thread to each network: two threads beside a busy core wait for each other.
+SPREAD := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .PHONY: demo test verify gpu bench lint format clean
@@ -11,10 +11,10 @@ demo: .venv/worker  ## train on real digits, forget through the REST API, show w
 	$(BIN)/python -m demo
 
 test: .venv/test lint  ## contracts on tiny networks, real Postgres and Redis; what CI runs
-	$(SPREAD)
+	$(SPREAD) loadfile
 
 verify: .venv/test  ## everything that trains or takes long
-	$(SPREAD) -m verify
+	$(SPREAD) worksteal -m verify  # in the files' order, as far as it goes: what is trained for a file is in one process
 
 gpu: .venv/test  ## what needs an accelerator
 	$(BIN)/python -m pytest -m gpu

@@ -103,10 +103,10 @@ def _http(handler: Any, request: Request, error: HTTPException) -> Problem:
 
 
 def _allowed(request: Request, one: str) -> str:
-    """Every method of the path: the router names those of one of its routes alone."""
+    """Every documented method of the path: the router names those of one of its routes alone, and of those that refuse."""
     route = request.scope.get("route")
     documented = request.app.openapi()["paths"].get(getattr(route, "path_format", ""), {})
-    return ", ".join(sorted({verb.upper() for verb in documented} | {verb.strip() for verb in one.split(",")}))
+    return ", ".join(sorted(verb.upper() for verb in documented)) or one
 
 
 def _of_storage(handler: Any, request: Request, error: OSError) -> Problem:

@@ -112,7 +112,7 @@ def test_other_verbs_are_405(lethe: Deployment, operations: list[tuple[str, str]
     admin = client_for(lethe)
     for path in {path for _, path in operations}:
         known = {verb for verb, other in operations if other == path}
-        for verb in {"get", "post", "put", "patch", "delete"} - known:
+        for verb in {"get", "post", "put", "patch", "delete", "options"} - known:
             answer = admin.request(verb, filled(path))
             refused(answer, 405, "method-not-allowed")
             assert {each.lower() for each in answer.headers["allow"].split(", ")} - {"head"} == known, path
