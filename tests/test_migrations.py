@@ -17,6 +17,7 @@ from app.records import job as jobs
 from app.records import model as models
 from app.records import named_key as named_keys
 from app.records import tombstone as tombstones
+from app.records.checkpoint import Checkpoint
 from app.records.job import Job
 from app.records.model import Model
 from app.records.request import Request
@@ -181,3 +182,21 @@ def test_models_of_before_keep_what_the_deployment_says(lethe: Deployment) -> No
         model = session.get_one(Model, model_id)
     assert model.retention == {}
     assert models.retention(model, 30.0) == {"completed_days": 0, "failed_days": 30.0}
+
+
+def test_no_schema_that_knows_no_retired_version_is_gone_back_to_while_there_is_one(lethe: Deployment) -> None:
+    config = migration._config()
+    add_attack(lethe)
+    with lethe.store.write() as session:
+        session.scalars(select(Checkpoint)).one().status = "retired"
+    with pytest.raises(RuntimeError, match="restore a backup"), lethe.store.write() as session:
+        config.attributes["connection"] = session.connection()
+        command.downgrade(config, "0013")
+    assert migration.present(lethe.store) == migration.newest()
+    with lethe.store.write() as session:
+        session.scalars(select(Checkpoint)).one().status = "superseded"
+    with lethe.store.write() as session:
+        config.attributes["connection"] = session.connection()
+        command.downgrade(config, "0013")
+        assert "erasures" not in inspect(session.connection()).get_table_names()
+    migration.upgrade(lethe.store)
