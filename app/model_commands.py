@@ -37,6 +37,18 @@ def models() -> None:
     metavar="NAME=VALUE",
     help='A setting of how outputs are produced, such as contexts=["ink","oil"], or prompts=@FILE. Repeatable.',
 )
+@click.option(
+    "--retention",
+    multiple=True,
+    metavar="NAME=DAYS",
+    help="Days that a sealed forget set is kept once its request ended: completed_days, failed_days. Repeatable.",
+)
+@click.option(
+    "--process",
+    multiple=True,
+    metavar="STEP=none|required",
+    help="What a request waits for before it is queued: verification, approval. Repeatable.",
+)
 @json_option
 def register(
     directory: Path,
@@ -48,21 +60,27 @@ def register(
     judge: str,
     evaluators: tuple[str, ...],
     evaluation: tuple[str, ...],
+    retention: tuple[str, ...],
+    process: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Upload a Hugging Face directory (config and safetensors) and register it."""
-    parts = {part: model for part, _, model in (pair.partition("=") for pair in evaluators)}
-    settings_ = {
-        key: prompts.named(text) or value_of(text) for key, _, text in (pair.partition("=") for pair in evaluation)
-    }
+    settings_ = {key: prompts.named(text) or value_of(text) for key, text in _pairs(evaluation).items()}
     with Lethe() as lethe:
         model = lethe.register_model(
             directory, name, family, train=train, retain=retain, test=test, judge=judge,
-            evaluators=parts or None, evaluation=settings_ or None,
+            evaluators=_pairs(evaluators) or None, evaluation=settings_ or None,
+            retention={key: value_of(days) for key, days in _pairs(retention).items()} or None,
+            process=_pairs(process) or None,
         )  # fmt: skip
     click.echo(json.dumps(model, indent=2) if as_json else f"{model['name']} is registered as version {model['head']}")
     for warned in model["warnings"] if not as_json else ():
         click.secho(f"{warned['field']}: {warned['rule']} {warned['remedy']}", fg="yellow", err=True)
+
+
+def _pairs(given: tuple[str, ...]) -> dict[str, str]:
+    """NAME=VALUE, each as it was typed."""
+    return {name: value for name, _, value in (pair.partition("=") for pair in given)}
 
 
 @models.command("list")

@@ -110,8 +110,12 @@ def test_from_upload_to_request_and_back(world: World, tmp_path: Path) -> None:
     assert (dataset["name"], dataset["count"]) == ("cli-train", 24)
     assert "24 images" in lethe("upload", str(archive), "--role", "test", "--name", "cli-test").stdout
     model = answer("models", "register", str(world.directory), "--name", "cli", "--family", "image_classifier",
-                   "--train", "cli-train", "--retain", "cli-train", "--test", "cli-test")  # fmt: skip
+                   "--train", "cli-train", "--retain", "cli-train", "--test", "cli-test",
+                   "--retention", "completed_days=30", "--process", "verification=none")  # fmt: skip
     assert (model["name"], model["head"]) == ("cli", 1)
+    assert (model["retention"]["completed_days"], model["process"]["verification"]) == (30, "none")
+    wrong = ("--name", "slow", "--family", "image_classifier", "--retention", "completed_days=a month")
+    assert "retention" in lethe("models", "register", str(world.directory), *wrong, status=1).stderr
     assert "cli" in [each["name"] for each in answer("models", "list")]
     assert "cli" in lethe("models", "list").stdout
     made = answer("request", "cli", "--sample", "0/0", "--sample", "1/2", "--concept", "two", "--method", "salun", "--set", "mask_fraction=0.25",
