@@ -30,11 +30,20 @@ def test_the_readme_lists_the_catalogue() -> None:
     assert all(f"| `{name}` |" in text for name in (*FAMILIES, *ATTACKS))
 
 
+def anchors(page: Path) -> set[str]:
+    """What GitHub calls the page's headings."""
+    headings = re.findall(r"^#+ +(.+?) *$", re.sub(r"^```.*?^```", "", page.read_text(), flags=re.S | re.M), re.M)
+    return {re.sub(r"[^\w\- ]", "", re.sub(r"\]\([^)]*\)", "", each).lower()).replace(" ", "-") for each in headings}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_between_pages_lead_somewhere(page: Path) -> None:
-    targets = [target.split("#")[0] for target in re.findall(r"\]\(([^)]+)\)", page.read_text())]
-    local = [target for target in targets if target and not target.startswith("http")]
-    assert [target for target in local if not (page.parent / target).exists()] == []
+def test_links_between_pages_lead_to_a_file_and_its_heading(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        path, _, heading = target.partition("#")
+        if not target.startswith("http"):
+            to = page.parent / path if path else page
+            assert to.exists(), target
+            assert not heading or heading in anchors(to), target
 
 
 def test_files_that_the_readme_s_tree_names_exist() -> None:
