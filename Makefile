@@ -1,7 +1,8 @@
 # Two commands for a newcomer: `make demo` and `make test`. Both set everything up themselves.
 PYTHON ?= python3.11
 BIN := .venv/bin
-# One thread to each network: two threads beside a busy core wait for each other.
+# One thread to each network: two threads beside a busy core wait for each other. Contracts go to a core by the file; long
+# tests one by one, in the files' order as far as it goes.
 SPREAD := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
@@ -14,7 +15,7 @@ test: .venv/test lint  ## contracts on tiny networks, real Postgres and Redis; w
 	$(SPREAD) loadfile
 
 verify: .venv/test  ## everything that trains or takes long
-	$(SPREAD) worksteal -m verify  # in the files' order, as far as it goes: what is trained for a file is in one process
+	$(SPREAD) worksteal -m verify
 
 gpu: .venv/test  ## what needs an accelerator
 	$(BIN)/python -m pytest -m gpu
