@@ -102,7 +102,7 @@ def choose(lethe: Deployment, found: Found, kind: str, wish: Wish) -> Choice:
         what["keep"] = [label for label in real_labels(found.judge) if not naming(what["named"] or "")(label)]
     retain = None if found.retain is None else _index(lethe, found.retain)
     selection = select(index, retain, what, found.marks, names)
-    check(selection)
+    check(selection, left_out=True)
     if found.train is not None:
         trained_on = (marks_of(sample) for sample in _index(lethe, found.train)["samples"])
         if all(found_marks & selection.fingerprints for found_marks in trained_on):

@@ -133,13 +133,14 @@ def select(
     return Selection(forget, kept, fingerprints.union(*(marks[at] for at in same)), len(others) - len(kept))
 
 
-def check(selection: Selection) -> None:
-    """Refuse an empty forget set and one that leaves nothing to keep."""
+def check(selection: Selection, left_out: bool = False) -> None:
+    """Refuse an empty forget set and one that leaves nothing to keep. With `left_out`, what earlier requests forgot counts as
+    kept, so that who asks is not told whom others had forgotten; the job, which is in the audit, fails then."""
     if selection.forget == []:
         raise Refused(
             "empty-forget-set", "forget", "It selects no sample.", "Name samples or a label that the set has."
         )
-    if selection.retain == []:
+    if selection.retain == [] and not (left_out and selection.left_out):
         raise Refused(
             "nothing-retained",
             "forget",

@@ -282,6 +282,17 @@ def test_bodies_that_are_no_request(world: World, body: bytes, kind: str, status
     assert stored(world.lethe) == before
 
 
+@pytest.mark.parametrize("key", ["", f"lethe_{'0' * 12}_{'0' * 32}"], ids=["none", "unknown"])
+def test_no_long_body_is_read_for_who_has_no_key(world: World, key: str) -> None:
+    keyless = TestClient(create_app(world.lethe), headers={"Authorization": f"Bearer {key}"} if key else {})
+    headers, most = {"Content-Type": "application/json"}, b"[]".ljust(64 << 10)
+    for path in ("/v1/requests", "/v1/requests/bulk", "/v1/models"):
+        refused(keyless.post(path, content=most, headers=headers), 401, "unauthorized")
+        refused(keyless.post(path, content=most + b" ", headers=headers), 413, "too-large")
+        refused(keyless.post(path, content=iter([most, b" "]), headers=headers), 413, "too-large")
+    refused(world.admin.post("/v1/requests", content=most + b" ", headers=headers), 422, "invalid-input")
+
+
 def test_a_body_in_memory_has_a_limit(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.api.edge.JSON_BYTES", 1000)
     before = stored(world.lethe)

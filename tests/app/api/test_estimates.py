@@ -139,3 +139,23 @@ def test_what_others_had_forgotten_is_not_told_by_the_count(world: World) -> Non
     bodies = [{**SALUN, "forget": {"samples": [sample]}} for sample in ("2/1", "2/2")]
     counts = [estimated(world, body)["retain_count"] for body in bodies]
     assert counts == [len(samples) - 1] * 2
+
+
+def test_what_others_had_forgotten_is_not_told_by_a_refusal(world: World) -> None:
+    first = asked(world.admin, forget={"samples": ["2/1"]})
+    with world.lethe.store.write() as session:
+        train = datasets.find(session, "train-set")
+        assert train is not None
+        index = read_index(train, world.lethe.keyring, world.lethe.blobs)
+        ids = {sample["id"]: sample for sample in index["samples"]}
+        model_id = session.get_one(Request, first["id"]).model_id
+        tombstones.lay(session, model_id, first["id"], {in_order(ids["2/1"])[0]})
+    register(world, "wide", world.directory, train="train-set", retain="train-set")
+    for model in ("digits", "wide"):
+        bodies = [
+            {**SALUN, "model": model, "forget": {"samples": [each for each in ids if each != left]}}
+            for left in ("2/1", "2/2")
+        ]
+        answers = [world.requester.post(PATH, json=body) for body in bodies]
+        assert [answer.status_code for answer in answers] == [200, 200], model
+        assert [answer.json()["retain_count"] for answer in answers] == [1, 1]
