@@ -16,6 +16,7 @@ from worker import by_name
 from worker.attacks import CannotAttack, Found, Shadow
 from worker.families import Samples, labels_of
 from worker.judge import Judge
+from worker.kept import forgotten_before, without
 from worker.load import Material
 
 Advance = Callable[[int, int], None]  # done, total
@@ -68,13 +69,17 @@ def attack_all(
     if ATTACKS[name].shadows:  # networks in the place of their names
         parameters["shadows"] = shadows_of(material, specification)
     answers = by_name.answers(FAMILIES[specification["base"]["family"]].answers)
+    retain, unseen = (
+        without(material.retain, specification, material.base.network),
+        unseen_images(material, specification),
+    )
     return {
         side: by_name.attack(name).attack(
             network,
             family,
             material.forget,
-            material.retain,
-            unseen_images(material, specification),
+            retain,
+            unseen,
             partial(answers.recognised, family, settings, judge),
             **parameters,
             generator=torch.Generator().manual_seed(int(settings.get("seed", 0))),
@@ -100,7 +105,7 @@ def described(name: str) -> dict[str, Any]:
 
 
 def unseen_images(material: Material, specification: Mapping[str, Any]) -> Samples | None:
-    """The test set, without the labels that are to be forgotten whole: what the membership metrics compare with."""
+    """The test set, without labels that this or an earlier request forgets whole: what the membership metrics compare with."""
     test = material.test
     if test is None:
         return None
@@ -109,10 +114,11 @@ def unseen_images(material: Material, specification: Mapping[str, Any]) -> Sampl
 
 
 def unseen_rows(material: Material, test: Samples, specification: Mapping[str, Any]) -> Tensor:
-    if specification["kind"] != "class_label":
-        return torch.ones_like(test.y, dtype=torch.bool)
-    own = labels_of(material.base.network, material.forget.y).unique().to(test.y.device)
-    return ~torch.isin(test.y, own)
+    gone = forgotten_before(specification).to(test.y.device)
+    if specification["kind"] == "class_label":
+        own = labels_of(material.base.network, material.forget.y).to(test.y.device)
+        gone = torch.cat([gone, own])
+    return ~torch.isin(test.y, gone)
 
 
 def shadows_of(material: Material, specification: Mapping[str, Any]) -> list[Shadow]:
