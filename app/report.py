@@ -77,6 +77,7 @@ class Figure(_Part):
 class Count(_Part):
     success: int = Field(description="The attacker's: samples of what was forgotten that are recognised.")
     total: int
+    interval: Interval | None = Field(None, description="Wilson's, of the share in percent.")
 
 
 class Side(_Part):
@@ -85,7 +86,7 @@ class Side(_Part):
     before: Count | None = Field(description="Without the attack; null where there is nothing to compare with.")
     after: Count
     rows: list[dict[str, Any]] = Field(
-        description="Every step, copy, prompt, view or threshold; docs/attacks.md says what."
+        description="Every step, copy, prompt, view or threshold, each count with its interval; docs/attacks.md says what."
     )
 
 

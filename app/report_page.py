@@ -24,7 +24,8 @@ CAPTIONS = {
     "search.png": "The search of the step size: what is still recognised at each.",
     "cosines.png": "How alike the gradients of the forgotten labels are.",
     "losses.png": "Losses by step.",
-    "relearning.png": "Relearning: what is recognised again after a few steps on a few forgotten images, dashed what is kept.",
+    "relearning.png": "Relearning: what is recognised again after a few steps on a few forgotten images, dashed what is kept. "
+    "Shaded: 95 % intervals.",
 }
 _templates = Environment(
     loader=FileSystemLoader(Path(__file__).parent / "templates"),
@@ -115,11 +116,10 @@ def _attack(attack: Attacked) -> dict[str, Any]:
     own = sides.get("unlearned")
     return {
         "attack": attack,
-        "before": _share(own.before) if own else "",
+        "before": _share(own.before if own else None),
         "value": figures.number(attack.value) or "not made",
         "interval": figures.interval(said["interval"]),
-        "base": _share(sides["base"].after) if "base" in sides else "",
-        "reference": _share(sides["reference"].after) if "reference" in sides else "",
+        "others": [_share(sides[side].after if side in sides else None) for side in ("base", "reference")],
         "rule": figures.rule(said["threshold"]),
         "met": {True: "met", False: "missed", None: "not measured"}[attack.passed] if attack.threshold else "",
     }
@@ -145,8 +145,9 @@ def _promise(promise: Promise) -> list[dict[str, Any]]:
     ] or [held]
 
 
-def _share(count: Count | None) -> str:
-    return "" if count is None else figures.number(100 * count.success / count.total)
+def _share(count: Count | None) -> tuple[str, str]:
+    """In percent, and its interval."""
+    return figures.share(None if count is None else count.model_dump())
 
 
 def _short(digest: str) -> str:

@@ -29,7 +29,16 @@ def interval(
         ends: tuple[float, float] | None = wilson(round(value * n / 100), n)
     else:
         ends = bootstrap(module.per_image(side, evidence), seed)
-    return ends and {"level": LEVEL, "low": round(ends[0], 6), "high": round(ends[1], 6), "by": kind}
+    return ends and told(ends, kind)
+
+
+def of_share(right: int, n: int) -> dict[str, Any]:
+    """Wilson's, of `right` of `n`; JSON, in percent."""
+    return told(wilson(right, n), "wilson")
+
+
+def told(ends: tuple[float, float], by: str) -> dict[str, Any]:
+    return {"level": LEVEL, "low": round(ends[0], 6), "high": round(ends[1], 6), "by": by}
 
 
 def bootstrap(values: np.ndarray, seed: int) -> tuple[float, float] | None:

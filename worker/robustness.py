@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from app.catalog import ATTACKS, FAMILIES, LEVEL, wilson
-from worker import by_name
+from app.catalog import ATTACKS, FAMILIES
+from worker import by_name, intervals
 from worker.attacks import CannotAttack, Found, Shadow
 from worker.families import Samples, labels_of
 from worker.judge import Judge
@@ -43,16 +43,28 @@ def attack(
     except CannotAttack as why:
         return {**row, "reason": str(why)}
     after = found["unlearned"]["after"]
-    low, high = wilson(after["success"], after["total"])
     return {
         **row,
         "value": round(100.0 * after["success"] / after["total"], 6),
-        "interval": {"level": LEVEL, "low": round(low, 6), "high": round(high, 6), "by": "wilson"},
+        "interval": intervals.of_share(after["success"], after["total"]),
         "n": after["total"],
         "budget": found["unlearned"]["budget"],
         "evaluators": [judge.digest] if judge and kind.needs_judge else [],
-        "sides": {side: {key: value for key, value in each.items() if key != "budget"} for side, each in found.items()},
+        "sides": {
+            side: {key: with_intervals(value) for key, value in each.items() if key != "budget"}
+            for side, each in found.items()
+        },
     }
+
+
+def with_intervals(found: Any) -> Any:
+    """What an attack found, with an interval beside each count in it that has a total."""
+    if isinstance(found, list):
+        return [with_intervals(each) for each in found]
+    if not isinstance(found, dict):
+        return found
+    told = {key: with_intervals(value) for key, value in found.items()}
+    return {**told, "interval": intervals.of_share(found["success"], found["total"])} if found.get("total") else told
 
 
 def attack_all(
