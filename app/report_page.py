@@ -103,6 +103,7 @@ def _row(figure: Figure, judge: str | None) -> dict[str, Any]:
         "before": figures.number(figure.before),
         "before_interval": figures.interval(said["before_interval"]),
         "target": figures.number(figure.target),
+        "target_interval": figures.interval(said["target_interval"]),
         "rule": figures.rule(said["threshold"]),
         "met": {True: "met", False: "missed", None: "not measured"}[figure.passed] if figure.threshold else "",
         "few": figure.n_needed is not None and figure.n_needed > figure.n,

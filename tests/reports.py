@@ -20,7 +20,7 @@ def figure(metric: str, value: float | None, before: float | None = None, n: int
     return {
         "metric": metric, "name": f"{metric}[judge]" if known.unit == "judge" else metric, "title": known.title,
         "value": value, "interval": interval(value), "before": before, "before_interval": interval(before),
-        "target": None, "target_is": None, "n": n, "n_needed": None, "seed": 0, "unit": known.unit,
+        "target": None, "target_is": None, "target_interval": None, "n": n, "n_needed": None, "seed": 0, "unit": known.unit,
         "direction": known.direction, "evaluators": [JUDGE], "threshold": None, "passed": None, **others,
     }  # fmt: skip
 

@@ -228,6 +228,7 @@ def figure(
         "before": before,
         "before_interval": intervals.interval(module, name, evidence.before, evidence, *measured["before"], seed),
         "target": ideal if target is None else target,
+        "target_interval": intervals.interval(module, name, evidence.reference, evidence, *measured["target"], seed),
         "target_is": "retrained" if target is not None else ("ideal" if ideal is not None else None),
         "n": measured["value"][1],
         "seed": seed,

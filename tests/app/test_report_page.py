@@ -132,6 +132,13 @@ def test_a_missed_rule_and_what_could_not_be_measured_are_words_not_colours() ->
     assert "Failed." in text and "≥ 95 missed" in text and "≥ 95 not measured" in text
 
 
+def test_a_retrained_network_s_target_stands_with_its_interval() -> None:
+    interval = {"level": 95, "low": 91.5, "high": 98.25, "by": "wilson"}
+    target = {"target": 96.0, "target_is": "retrained", "target_interval": interval}
+    text = Page(rendered(reports.report(reports.figure("retain_accuracy", 97.5, **target)))).text
+    assert "96.00 91.50 to 98.25 retrained" in text
+
+
 def test_every_evaluator_is_named_by_its_whole_digest() -> None:
     probe = "sha256:" + "ab" * 32
     text = Page(rendered(reports.report(reports.figure("fid", 0.5, evaluators=[reports.JUDGE, probe])))).text
