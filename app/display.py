@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column, Table
 
-from app.figures import count, interval, kept, met, number, rule, rung
+from app.figures import count, interval, kept, met, number, rule, rung, share
 
 console = Console(width=None if sys.stdout.isatty() else 160)  # a pipe has no width: nothing is cut off
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
@@ -132,17 +132,29 @@ def show_rungs(console: Console, request: dict[str, Any]) -> None:
 
 
 def attack_table(attacks: list[dict[str, Any]]) -> Table:
-    """Percent that each attack reached on the unlearned network, before it where there is a before, and on the others."""
+    """Percent that each attack reached on the unlearned network, before it where there is a before, and on the others; under
+    each its interval."""
     table = Table(
-        "attack", "before", "after", "95 % interval", "base", "retrained", "threshold", "n", "met", box=SIMPLE
+        "attack",
+        "before",
+        "after",
+        "base",
+        "retrained",
+        "threshold",
+        "n",
+        "met",
+        box=SIMPLE,
+        caption="below: 95 % intervals",
     )
     for row in attacks:
         sides = row.get("sides") or {}
-        shares = [_share(sides.get(side, {}).get(when)) for side, when in SHOWN]
-        shares.insert(2, interval(row.get("interval")))
+        counts = [sides.get(side, {}).get(when) for side, when in SHOWN]
+        if counts[1]:  # an older report has its interval in the row alone
+            counts[1] = {"interval": row.get("interval"), **counts[1]}
+        shares = [_share(each) for each in counts]
         table.add_row(
             escape(row["attack"]),
-            *(shares if sides else ["", escape(row["reason"]), "", "", ""]),
+            *(shares if sides else ["", escape(row["reason"]), "", ""]),
             rule(row["threshold"]),
             str(row["n"]),
             met(row),
@@ -174,8 +186,8 @@ def promise_table(promises: list[dict[str, Any]]) -> Table:
     return table
 
 
-def _share(found: dict[str, int] | None) -> str:
-    return number(100 * found["success"] / found["total"]) if found else ""
+def _share(found: dict[str, Any] | None) -> str:
+    return "\n".join(share(found)).rstrip()
 
 
 def show_comparison(console: Console, found: dict[str, Any]) -> None:

@@ -26,6 +26,13 @@ def interval(ends: Mapping[str, Any] | None) -> str:
     return "" if ends is None else f"{number(ends['low'])} to {number(ends['high'])}"
 
 
+def share(count: Mapping[str, Any] | None) -> tuple[str, str]:
+    """Percent of a count, and its interval; empty where there is no count, and the interval where an older report has none."""
+    if count is None:
+        return "", ""
+    return number(100 * count["success"] / count["total"]), interval(count.get("interval"))
+
+
 def rule(threshold: Mapping[str, Any] | None) -> str:
     return "" if threshold is None else RULES[threshold["rule"]].format(threshold["value"])
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.catalog.types import Rule
+from app.catalog.types import IntervalKind, Rule
 
 
 class _Part(BaseModel):
@@ -21,8 +21,9 @@ class Interval(_Part):
     level: int = Field(description="Percent.")
     low: float
     high: float
-    by: Literal["wilson", "bootstrap"] = Field(
-        description="wilson: of a share of n. bootstrap: percentile interval of a mean over n, from the report's seed."
+    by: IntervalKind = Field(
+        description="wilson: of a share of n. macro: of a mean of labels' or contexts' shares. sidak: of the smallest of them. "
+        "newcombe: of an AUC. bootstrap: percentile interval of a mean over n, from the report's seed."
     )
 
 
@@ -47,13 +48,16 @@ class Figure(_Part):
     )
     title: str
     value: float | None = Field(description="After unlearning; null where it could not be measured.")
-    interval: Interval | None = Field(None, description="Of the value; null where the metric is no share and no mean.")
+    interval: Interval | None = Field(
+        None, description="Of the value; null where the metric is no share, no mean and no AUC."
+    )
     before: float | None = Field(description="The same of the base.")
     before_interval: Interval | None = None
     target: float | None = Field(
         description="What a retrained network scores, else what perfect forgetting would give."
     )
     target_is: Literal["retrained", "ideal"] | None
+    target_interval: Interval | None = Field(None, description="Of a retrained network's target.")
     n: int = Field(description="Samples behind the value.")
     n_needed: int | None = Field(
         None, description="Smallest n at which a share can be shown to meet the rule; null without such a rule or n."
@@ -77,6 +81,7 @@ class Figure(_Part):
 class Count(_Part):
     success: int = Field(description="The attacker's: samples of what was forgotten that are recognised.")
     total: int
+    interval: Interval | None = Field(None, description="Wilson's, of the share in percent.")
 
 
 class Side(_Part):
@@ -85,7 +90,7 @@ class Side(_Part):
     before: Count | None = Field(description="Without the attack; null where there is nothing to compare with.")
     after: Count
     rows: list[dict[str, Any]] = Field(
-        description="Every step, copy, prompt, view or threshold; docs/attacks.md says what."
+        description="Every step, copy, prompt, view or threshold, each count with its interval; docs/attacks.md says what."
     )
 
 

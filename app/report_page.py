@@ -24,7 +24,8 @@ CAPTIONS = {
     "search.png": "The search of the step size: what is still recognised at each.",
     "cosines.png": "How alike the gradients of the forgotten labels are.",
     "losses.png": "Losses by step.",
-    "relearning.png": "Relearning: what is recognised again after a few steps on a few forgotten images, dashed what is kept.",
+    "relearning.png": "Relearning: what is recognised again after a few steps on a few forgotten images, dashed what is kept. "
+    "Shaded: 95 % intervals.",
 }
 _templates = Environment(
     loader=FileSystemLoader(Path(__file__).parent / "templates"),
@@ -102,6 +103,7 @@ def _row(figure: Figure, judge: str | None) -> dict[str, Any]:
         "before": figures.number(figure.before),
         "before_interval": figures.interval(said["before_interval"]),
         "target": figures.number(figure.target),
+        "target_interval": figures.interval(said["target_interval"]),
         "rule": figures.rule(said["threshold"]),
         "met": {True: "met", False: "missed", None: "not measured"}[figure.passed] if figure.threshold else "",
         "few": figure.n_needed is not None and figure.n_needed > figure.n,
@@ -115,11 +117,10 @@ def _attack(attack: Attacked) -> dict[str, Any]:
     own = sides.get("unlearned")
     return {
         "attack": attack,
-        "before": _share(own.before) if own else "",
+        "before": _share(own.before if own else None),
         "value": figures.number(attack.value) or "not made",
         "interval": figures.interval(said["interval"]),
-        "base": _share(sides["base"].after) if "base" in sides else "",
-        "reference": _share(sides["reference"].after) if "reference" in sides else "",
+        "others": [_share(sides[side].after if side in sides else None) for side in ("base", "reference")],
         "rule": figures.rule(said["threshold"]),
         "met": {True: "met", False: "missed", None: "not measured"}[attack.passed] if attack.threshold else "",
     }
@@ -145,8 +146,9 @@ def _promise(promise: Promise) -> list[dict[str, Any]]:
     ] or [held]
 
 
-def _share(count: Count | None) -> str:
-    return "" if count is None else figures.number(100 * count.success / count.total)
+def _share(count: Count | None) -> tuple[str, str]:
+    """In percent, and its interval."""
+    return figures.share(None if count is None else count.model_dump())
 
 
 def _short(digest: str) -> str:

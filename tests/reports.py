@@ -20,7 +20,7 @@ def figure(metric: str, value: float | None, before: float | None = None, n: int
     return {
         "metric": metric, "name": f"{metric}[judge]" if known.unit == "judge" else metric, "title": known.title,
         "value": value, "interval": interval(value), "before": before, "before_interval": interval(before),
-        "target": None, "target_is": None, "n": n, "n_needed": None, "seed": 0, "unit": known.unit,
+        "target": None, "target_is": None, "target_interval": None, "n": n, "n_needed": None, "seed": 0, "unit": known.unit,
         "direction": known.direction, "evaluators": [JUDGE], "threshold": None, "passed": None, **others,
     }  # fmt: skip
 
@@ -33,17 +33,22 @@ def report(*figures: dict[str, Any], **others: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def count(success: int, total: int) -> dict[str, Any]:
+    low, high = wilson(success, total)
+    interval = {"level": 95, "low": low, "high": high, "by": "wilson"}
+    return {"success": success, "total": total, "interval": interval}
+
+
 def attack(name: str, success: int, total: int, **others: Any) -> dict[str, Any]:
     """An attack on the unlearned network (which it brought from nothing to `success`) and on the base."""
-    low, high = wilson(success, total)
-    after = {"success": success, "total": total}
+    after = count(success, total)
     sides = {
-        "unlearned": {"before": {"success": 0, "total": total}, "after": after, "rows": []},
-        "base": {"before": None, "after": {"success": total, "total": total}, "rows": []},
+        "unlearned": {"before": count(0, total), "after": after, "rows": []},
+        "base": {"before": None, "after": count(total, total), "rows": []},
     }
     return {
         "attack": name, "title": ATTACKS[name].title, "value": 100 * success / total, "n": total, "unit": "%",
-        "interval": {"level": 95, "low": low, "high": high, "by": "wilson"}, "direction": "lower", "threshold": None,
+        "interval": after["interval"], "direction": "lower", "threshold": None,
         "passed": None, "settings": {}, "seed": 0, "budget": {"steps": 50}, "evaluators": [], "sides": sides, **others,
     }  # fmt: skip
 

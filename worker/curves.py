@@ -37,7 +37,8 @@ def of_attacks(attacks: Sequence[dict[str, Any]]) -> dict[str, bytes]:
 
 
 def relearning(sides: dict[str, Any]) -> bytes:
-    """Forgotten images recognised again against the step of relearning, a line per network; retained ones dashed."""
+    """Forgotten images recognised again against the step of relearning, a line per network in the band of its intervals;
+    retained ones dashed."""
     figure, (axes,) = panels_for(1, "relearning")
     for name, colour in (("base", PALE), ("unlearned", MARK), ("reference", INK)):
         for key, style, what in ((None, "-", "forgotten"), ("kept", "--", "retained")) if name in sides else ():
@@ -46,12 +47,15 @@ def relearning(sides: dict[str, Any]) -> bytes:
                 shares = [100 * count["success"] / count["total"] for count in counts]
                 steps = [row["step"] for row in sides[name]["rows"]]
                 label = f"{name}: {what}, n = {counts[0]['total']}"
+                if key is None:
+                    low, high = ([count["interval"][end] for count in counts] for end in ("low", "high"))
+                    axes.fill_between(steps, low, high, color=colour, alpha=0.15, lw=0)
                 axes.plot(
                     steps, shares, color=colour, ls=style, lw=1.8 if key is None else 0.9, marker="o", ms=3, label=label
                 )
     axes.set_xscale("symlog", linthresh=1)
     axes.set(xlabel="step of relearning", ylabel="recognised, %", ylim=(-4, 104))
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, title="shaded: 95 % intervals", title_fontsize=8)
     return as_png(figure)
 
 

@@ -21,8 +21,9 @@ from app import report as published
 from app.catalog import ATTACKS, FAMILIES, METRICS, Metric, Threshold
 from worker import by_name, curves, intervals, picture, promises, prompt_list, robustness
 from worker.answer_set import AnswerSet
-from worker.families import Samples, Trace, labels_of
+from worker.families import Trace
 from worker.judge import Judge
+from worker.kept import without
 from worker.load import Material
 from worker.metrics import (
     Answers,
@@ -158,19 +159,6 @@ def ask(
     return answers
 
 
-def without(samples: Samples | None, specification: Mapping[str, Any], captioned: nn.Module | None) -> Samples | None:
-    """Without images of labels that earlier requests forgot whole: they are nothing to keep, and are measured apart.
-
-    `captioned`: the network that counts the set's texts; None for a test set, which holds labels.
-    """
-    gone = specification.get("forgotten_before")
-    if samples is None or not gone:
-        return samples
-    labels = samples.y if captioned is None else labels_of(captioned, samples.y)
-    kept = ~torch.isin(labels, torch.tensor(gone, device=labels.device))
-    return Samples(samples.x[kept.to(samples.x.device)], samples.y[kept])
-
-
 def open_judge(material: Material) -> Judge | None:
     if material.judge is None:
         return None
@@ -240,6 +228,7 @@ def figure(
         "before": before,
         "before_interval": intervals.interval(module, name, evidence.before, evidence, *measured["before"], seed),
         "target": ideal if target is None else target,
+        "target_interval": intervals.interval(module, name, evidence.reference, evidence, *measured["target"], seed),
         "target_is": "retrained" if target is not None else ("ideal" if ideal is not None else None),
         "n": measured["value"][1],
         "seed": seed,

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from app.catalog import ATTACKS, FAMILIES, LEVEL, wilson
-from worker import by_name
+from app.catalog import ATTACKS, FAMILIES
+from worker import by_name, intervals
 from worker.attacks import CannotAttack, Found, Shadow
 from worker.families import Samples, labels_of
 from worker.judge import Judge
+from worker.kept import forgotten_before, without
 from worker.load import Material
 
 Advance = Callable[[int, int], None]  # done, total
@@ -42,16 +43,28 @@ def attack(
     except CannotAttack as why:
         return {**row, "reason": str(why)}
     after = found["unlearned"]["after"]
-    low, high = wilson(after["success"], after["total"])
     return {
         **row,
         "value": round(100.0 * after["success"] / after["total"], 6),
-        "interval": {"level": LEVEL, "low": round(low, 6), "high": round(high, 6), "by": "wilson"},
+        "interval": intervals.of_share(after["success"], after["total"]),
         "n": after["total"],
         "budget": found["unlearned"]["budget"],
         "evaluators": [judge.digest] if judge and kind.needs_judge else [],
-        "sides": {side: {key: value for key, value in each.items() if key != "budget"} for side, each in found.items()},
+        "sides": {
+            side: {key: with_intervals(value) for key, value in each.items() if key != "budget"}
+            for side, each in found.items()
+        },
     }
+
+
+def with_intervals(found: Any) -> Any:
+    """What an attack found, with an interval beside each count in it that has a total."""
+    if isinstance(found, list):
+        return [with_intervals(each) for each in found]
+    if not isinstance(found, dict):
+        return found
+    told = {key: with_intervals(value) for key, value in found.items()}
+    return {**told, "interval": intervals.of_share(found["success"], found["total"])} if found.get("total") else told
 
 
 def attack_all(
@@ -68,13 +81,17 @@ def attack_all(
     if ATTACKS[name].shadows:  # networks in the place of their names
         parameters["shadows"] = shadows_of(material, specification)
     answers = by_name.answers(FAMILIES[specification["base"]["family"]].answers)
+    retain, unseen = (
+        without(material.retain, specification, material.base.network),
+        unseen_images(material, specification),
+    )
     return {
         side: by_name.attack(name).attack(
             network,
             family,
             material.forget,
-            material.retain,
-            unseen_images(material, specification),
+            retain,
+            unseen,
             partial(answers.recognised, family, settings, judge),
             **parameters,
             generator=torch.Generator().manual_seed(int(settings.get("seed", 0))),
@@ -100,7 +117,7 @@ def described(name: str) -> dict[str, Any]:
 
 
 def unseen_images(material: Material, specification: Mapping[str, Any]) -> Samples | None:
-    """The test set, without the labels that are to be forgotten whole: what the membership metrics compare with."""
+    """The test set, without labels that this or an earlier request forgets whole: what the membership metrics compare with."""
     test = material.test
     if test is None:
         return None
@@ -109,10 +126,11 @@ def unseen_images(material: Material, specification: Mapping[str, Any]) -> Sampl
 
 
 def unseen_rows(material: Material, test: Samples, specification: Mapping[str, Any]) -> Tensor:
-    if specification["kind"] != "class_label":
-        return torch.ones_like(test.y, dtype=torch.bool)
-    own = labels_of(material.base.network, material.forget.y).unique().to(test.y.device)
-    return ~torch.isin(test.y, own)
+    gone = forgotten_before(specification).to(test.y.device)
+    if specification["kind"] == "class_label":
+        own = labels_of(material.base.network, material.forget.y).to(test.y.device)
+        gone = torch.cat([gone, own])
+    return ~torch.isin(test.y, gone)
 
 
 def shadows_of(material: Material, specification: Mapping[str, Any]) -> list[Shadow]:

@@ -26,7 +26,8 @@ ATTACKS: Mapping[str, Attack] = MappingProxyType(
             "Chundawat et al., IEEE TIFS 2023, arXiv 2201.05629",
             (CLASSIFIER, DIFFUSION, CLIP, TEXT_TO_IMAGE, VISION_LANGUAGE),
             "lower",
-            "Share of a forget set's half still recognised after a few images of the other half were trained on again.",
+            "Share of a forget set's half that is recognised after a few images of the other half were trained on again; the moment "
+            "at which most are.",
             {
                 "images": Parameter("integer", 10, "Forgotten images that are shown again, at most.", 1, 10),
                 "retain_images": Parameter(
@@ -98,7 +99,8 @@ ATTACKS: Mapping[str, Attack] = MappingProxyType(
             "Pham et al., ICLR 2024, arXiv 2308.01508; Gal et al., ICLR 2023, arXiv 2208.01618",
             GENERATORS,
             "lower",
-            "Share of drawn images that are recognised when the denoiser is told a free embedding instead of the label.",
+            "Share of drawn images that are recognised when the denoiser is told a free embedding instead of the label; the moment "
+            "at which most are.",
             {
                 "images": Parameter("integer", 10, "Forgotten images that the embedding is learned from.", 1, 100),
                 "steps": Parameter("integer", 200, "Optimizer steps.", 1, 10_000),

@@ -16,7 +16,7 @@ LEVEL = 95  # percent
 _Z = NormalDist().inv_cdf(0.5 + LEVEL / 200)
 
 
-def wilson(right: int, n: int) -> tuple[float, float]:
+def wilson(right: float, n: float) -> tuple[float, float]:
     """The interval of the share `right` of `n`, both ends in percent."""
     share, z2 = right / n, _Z * _Z
     middle = share + z2 / (2 * n)

@@ -73,6 +73,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             "%",
             "How well confidence tells the forget set from unseen images: 50 is not at all, both sides of it leak.",
             shows_forgetting=True,
+            interval="newcombe",
         ),
         "gap_to_retrain": Metric(
             "Gap to Retrain",
@@ -106,6 +107,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             "higher",
             "%",
             "Mean over kept labels of the share of a label's images that the judge calls by that label.",
+            interval="macro",
         ),
         "per_class_accuracy": Metric(
             "Per-class accuracy, worst kept label",
@@ -114,6 +116,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             "%",
             "The smallest such share among the kept labels; every label's share stands beside it.",
             n_from="samples_per_label",
+            interval="sidak",
         ),
         "fid": Metric(
             "Frechet distance in the judge's features",
@@ -145,6 +148,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             "Mean over kept labels of the share of a label's images, drawn over all contexts, that the judge calls by it "
             "where it must answer.",
             optional=True,
+            interval="macro",
         ),
         "cra": Metric(
             "Cross-domain retain accuracy",
@@ -154,6 +158,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             "Mean over contexts of the share of a context's images, of kept labels, that the judge of contexts calls by it.",
             evaluator="context",
             optional=True,
+            interval="macro",
         ),
         "detected_prompts": Metric(
             "Detected or rejected, of the prompt list",
@@ -274,6 +279,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             "target",
             "%",
             "AUC of a classifier that tells forgotten from ordinary images by how far restoring moves the judge's features.",
+            interval="newcombe",
         ),
         "changed_weights": Metric(
             "Changed weights",

@@ -6,6 +6,13 @@ from typing import Any, Literal
 
 Kind = Literal["integer", "number", "choice", "boolean", "text", "texts", "prompts"]
 EvaluatorPart = Literal["judge", "context", "clip", "detector", "inception", "lpips"]
+IntervalKind = Literal[
+    "wilson",  # of a share of n
+    "macro",  # of a mean of shares
+    "sidak",  # of the smallest of several shares
+    "newcombe",  # of an AUC
+    "bootstrap",  # of a mean over n
+]
 Rule = Literal[
     "at_least", "at_most", "drop_at_most", "share_of_before", "times_before_at_least", "times_before_at_most"
 ]
@@ -115,8 +122,8 @@ class Threshold:
 
 @dataclass(frozen=True)
 class Metric:
-    """One figure of the report. Its interval is said only where one is right: a mean of label shares, a smallest share, a
-    distance of distributions and an AUC have none, and counts are exact.
+    """One figure of the report. Its interval is said only where one is right: a distance of distributions, a gap or a bound has
+    none, and counts are exact.
     """
 
     title: str
@@ -125,9 +132,7 @@ class Metric:
     unit: str
     definition: str
     shows_forgetting: bool = False  # an untouched network must miss a rule on one of these
-    interval: Literal["wilson", "bootstrap"] | None = (
-        None  # wilson: a share of n; bootstrap: a mean over n; None: neither
-    )
+    interval: IntervalKind | None = None  # None: what the figure is has none
     n_from: Literal["forget_samples", "samples_per_label", "prompts"] | None = (
         None  # the evaluation setting that a share's n follows: its value, or how many it lists
     )

@@ -286,13 +286,15 @@ def test_a_report_is_shown_as_a_table(world: World, capsys: pytest.CaptureFixtur
             {**figure, "name": "fid[judge]", "threshold": None, "passed": None}]  # fmt: skip
     rows[0] |= {"n_needed": 73, "interval": {"level": 95, "low": 87.12, "high": 99.56, "by": "wilson"}}
     rows.append({**rows[2], "threshold": {"rule": "times_before_at_most", "value": 1.1}, "passed": None})
-    after = {"success": 3, "total": 8}
-    made = {"attack": "relearning", "sides": {"unlearned": {"before": None, "after": after}}, "n": 8, "value": 37.5,
-            "threshold": {"rule": "at_most", "value": 20.0}, "passed": False}  # fmt: skip
+    made = reports.attack("relearning", 3, 8, threshold={"rule": "at_most", "value": 20.0}, passed=False)
+    older = {**made, "sides": {"unlearned": {"before": None, "after": {"success": 3, "total": 8}}}}
     not_made = {"attack": "paraphrases", "reason": "It reads no words.", "n": 0, "threshold": None, "passed": None}
     cli.show_report(cli.Console(width=200), {"figures": rows, "verdict": "failed", "attacks": [made, not_made]})
     shown = capsys.readouterr().out
     for part in ("97.50", "87.12 to 99.56", "≥ 95", "40 (73 needed)", "NO", "fid[judge]", "≤ 1.1 × before", "not measured",
-                 "37.50", "≤ 20", "It reads no words.",
+                 "37.50", "≤ 20", "It reads no words.", "0.00 to 32.44", "13.68 to 69.43", "67.56 to 100.00",
                  "verdict: failed"):  # fmt: skip
         assert part in shown, part
+    cli.show_report(cli.Console(width=200), {"figures": rows, "verdict": "failed", "attacks": [older]})
+    shown = capsys.readouterr().out
+    assert "13.68 to 69.43" in shown and "67.56" not in shown

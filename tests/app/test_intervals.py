@@ -46,6 +46,13 @@ def test_shares_have_wilson_s_interval_and_what_is_none_has_not() -> None:
     assert all(METRICS[name].unit == "%" for name in shares)
     means = {name for name, metric in METRICS.items() if metric.interval == "bootstrap"}
     assert means == {"integrity", "clip_score", "clip_similarity", "integrity_lpips"}
+    others = {
+        name: metric.interval for name, metric in METRICS.items() if name not in shares | means and metric.interval
+    }
+    assert others == {
+        "kept_accuracy": "macro", "ira": "macro", "cra": "macro", "per_class_accuracy": "sidak", "mia_auc": "newcombe",
+        "separability": "newcombe",
+    }  # fmt: skip
 
 
 def test_a_metric_s_n_follows_a_setting_that_its_family_has() -> None:

@@ -47,7 +47,7 @@ def test_what_is_no_report_is_refused_without_repeating_it(change: dict[str, Any
 
 def test_reports_of_earlier_versions_without_intervals_stay_valid() -> None:
     old = reports.figure("fid", 1.0)
-    for later in ("interval", "before_interval", "n_needed"):
+    for later in ("interval", "before_interval", "target_interval", "n_needed"):
         del old[later]
     assert report.Report.model_validate(reports.report(old))
 

@@ -132,6 +132,13 @@ def test_a_missed_rule_and_what_could_not_be_measured_are_words_not_colours() ->
     assert "Failed." in text and "≥ 95 missed" in text and "≥ 95 not measured" in text
 
 
+def test_a_retrained_network_s_target_stands_with_its_interval() -> None:
+    interval = {"level": 95, "low": 91.5, "high": 98.25, "by": "wilson"}
+    target = {"target": 96.0, "target_is": "retrained", "target_interval": interval}
+    text = Page(rendered(reports.report(reports.figure("retain_accuracy", 97.5, **target)))).text
+    assert "96.00 91.50 to 98.25 retrained" in text
+
+
 def test_every_evaluator_is_named_by_its_whole_digest() -> None:
     probe = "sha256:" + "ab" * 32
     text = Page(rendered(reports.report(reports.figure("fid", 0.5, evaluators=[reports.JUDGE, probe])))).text
@@ -184,8 +191,15 @@ def test_attacks_stand_in_a_table_of_their_own_with_what_they_cost() -> None:
     settings = {"seed": 0, "attacks": {"relearning": {"steps": 50}}}
     document = reports.of_a_generator(attacks=attacks, settings=settings)
     page = Page(report_page.render(version(), document, None, None))
-    assert "Relearning steps: 50 0.00 75.00 59.81 to 85.81 100.00 ≤ 20 missed 40" in page.text
+    assert (
+        "Relearning steps: 50 0.00 0.00 to 8.76 75.00 59.81 to 85.81 100.00 91.24 to 100.00 ≤ 20 missed 40" in page.text
+    )
     assert "Paraphrases It reads no words. not made" in page.text and "{'relearning'" not in page.text
+    for side in attacks[0]["sides"].values():  # as reports of earlier versions are
+        for part in ("before", "after"):
+            side[part] = side[part] and {key: side[part][key] for key in ("success", "total")}
+    older = Page(report_page.render(version(), document, None, None)).text
+    assert "Relearning steps: 50 0.00 75.00 59.81 to 85.81 100.00 ≤ 20 missed 40" in older
     assert "Before it" not in Page(report_page.render(version(), reports.of_a_generator(), None, None)).text
 
 

@@ -6,7 +6,7 @@ was, and one whose only change is a label's row.
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch import nn
 
 from app.catalog import FAMILIES, METHODS, METRICS, Threshold
@@ -339,8 +340,24 @@ def test_the_attacks_that_are_named_stand_in_the_report_with_counts_and_budget(t
     assert [row["step"] for row in curve["sides"]["unlearned"]["rows"]] == [0, 1, 2]
     assert curve["n"] == 10 == curve["sides"]["reference"]["before"]["total"]
     assert curve["value"] == 100 * curve["sides"]["unlearned"]["after"]["success"] / 10
+    counts = list(counts_of([row["sides"] for row in rows.values()]))
+    assert len(counts) == 3 * (2 + 2 * 3 + 2 + 2 * 4 + 1 + 4 + 1)  # before, after and rows, most with what is kept
+    for count in counts:
+        known = stats.binomtest(count["success"], count["total"]).proportion_ci(method="wilson")
+        given = count["interval"]
+        assert (given["low"], given["high"]) == pytest.approx((100 * known.low, 100 * known.high), abs=1e-5)
+        assert (given["level"], given["by"]) == (95, "wilson")
     assert made.pictures["relearning.png"].startswith(b"\x89PNG")
     assert made.document["verdict"] == "passed"
+
+
+def counts_of(part: Any) -> Iterator[dict[str, Any]]:
+    """Every count in it, at whatever depth."""
+    inner = part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+    if isinstance(part, dict) and "success" in part:
+        yield part
+    for each in inner:
+        yield from counts_of(each)
 
 
 def test_nothing_is_attacked_unless_it_is_named(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,8 @@ from app import figures
 from app.report import Report
 from tests import tiny
 from tests.app.test_report import beyond_the_schema
-from worker import evaluate, promises
+from worker import evaluate, promises, robustness
+from worker.attacks import Shadow
 from worker.families import Captions, Samples, class_diffusion, clip, image_classifier, text_to_image
 from worker.judge import Judge
 from worker.load import Material, Probe
@@ -102,6 +104,36 @@ def test_a_label_forgotten_before_is_nothing_to_keep(vit: nn.Module) -> None:
         assert rows[name]["n"] == len(kept) < len(samples.y)
         assert rows[name]["value"] == pytest.approx(100 * float((kept == 3).float().mean()), abs=1e-4)
     assert rows["unlearning_accuracy"]["n"] == len(material.forget.y)
+
+
+def test_a_label_forgotten_before_is_neither_unseen_nor_retained_to_an_attacker(vit: nn.Module) -> None:
+    specification, material = of_a_classifier(vit)
+    specification["evaluation"] = {"attacks": {"membership_sweep": {}, "quantised_copies": {"measured": 100}}}
+    made = evaluate.evaluate(specification, material, copy.deepcopy(vit), None, 1.0, quiet).document
+    attacks = {row["attack"]: row for row in made["attacks"]}
+    retain, test, gone = material.retain, material.test, torch.tensor([0, 1])
+    assert test is not None
+    unseen = ~torch.isin(test.y, gone)
+    assert attacks["membership_sweep"]["budget"]["unseen"] == int(unseen.sum()) < int((test.y != 1).sum())
+    (auc,) = [row["value"] for row in made["figures"] if row["metric"] == "mia_auc"]
+    assert 100 * attacks["membership_sweep"]["sides"]["unlearned"]["rows"][0]["value"] == pytest.approx(auc, abs=1e-5)
+    copied = attacks["quantised_copies"]["sides"]["unlearned"]["rows"][0]["kept"]["total"]
+    assert copied == int((retain.y != 0).sum()) < len(retain.y)
+
+
+def test_a_label_forgotten_before_is_not_among_a_shadow_s_unseen(vit: nn.Module) -> None:
+    specification, material = of_a_classifier(vit)
+    test = material.test
+    assert test is not None
+    knows = torch.arange(len(test.y)) % 2 == 0
+    shadow = Shadow(lambda: vit, torch.ones(len(material.forget.y), dtype=torch.bool), knows)
+    for kind, gone in (("class_label", [0, 1]), ("samples", [0])):
+        told = {**specification, "kind": kind}
+        (seen,) = robustness.shadows_of(replace(material, shadows=(shadow,)), told)
+        unseen = robustness.unseen_images(material, told)
+        kept = ~torch.isin(test.y, torch.tensor(gone))
+        assert torch.equal(seen.knows_unseen, knows[kept])
+        assert unseen is not None and torch.equal(unseen.y, test.y[kept]) and torch.equal(unseen.x, test.x[kept])
 
 
 @pytest.mark.parametrize(("surer", "kept"), [(70, True), (71, False), (30, True), (29, False)])

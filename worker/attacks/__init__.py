@@ -44,7 +44,7 @@ class Found(TypedDict):
     """What one attack found on one network. Success is the attacker's: what was to be forgotten is recognised."""
 
     before: Count | None  # without the attack; None where there is nothing to compare with
-    after: Count  # under the attack, at its strongest or at its end
+    after: Count  # under the attack, at its strongest
     rows: list[dict[str, Any]]  # every measured moment, copy, template or threshold, each with its own counts
     budget: dict[str, int]  # what the attacker had: images, steps, tries
 

@@ -43,7 +43,7 @@ def attack(
     generator: torch.Generator,
     progress: Progress = lambda done, total: None,
 ) -> Found:
-    if unseen is None:
+    if unseen is None or len(unseen.y) == 0:
         raise CannotAttack("It takes unseen images, and so a test set.")
     if len(shadows) < 2 * LEAST:
         raise CannotAttack(f"It takes {2 * LEAST} shadow networks at least; the evaluation names {len(shadows)}.")

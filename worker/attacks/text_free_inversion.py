@@ -8,6 +8,7 @@ After Pham, Marshall, Cohen, Mittal, Hegde, Circumventing Concept Erasure Method
     2.  c = what the denoiser is told of no label, of its own for each label of D_f
     3.  for each step: Adam on l(theta_u; a batch of R under c); nothing moves but c
     4.  at the start and after some of the steps: an image under c for each of M; which are recognised
+    5.  of the moments after step 0 the one at which most are counts
 
 Symbols: R's size `images`, the largest M `measured`, l `family.training_loss`. Where they learn one word's embedding, c
 is all that the denoiser reads of a label (a prompt's encoding, or the rows of a label table): an attacker with the
@@ -75,6 +76,8 @@ def attack(
         if step in MOMENTS or step == steps:
             rows.append({"step": step, **counted(recognised(learner, hidden))})
         progress(step + 1, steps + 1)
+    # 5.
+    most = max(rows[1:], key=lambda row: row["success"])
     numbers = sum(table[own].numel() for table in told)
     budget = {"images": len(shown.y), "steps": steps, "numbers": numbers}
-    return {"before": before, "after": count_of(rows[-1]), "rows": rows, "budget": budget}
+    return {"before": before, "after": count_of(most), "rows": rows, "budget": budget}

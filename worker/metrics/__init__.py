@@ -145,6 +145,11 @@ def share(right: np.ndarray) -> tuple[float, int]:
     return (100.0 * float(np.mean(right)), len(right)) if len(right) else UNMEASURED
 
 
+def counts_by(groups: np.ndarray, hits: np.ndarray) -> list[tuple[int, int]]:
+    """Of each group, ascending, how many of its entries are hits, and of how many."""
+    return [(int(hits[groups == group].sum()), int(np.sum(groups == group))) for group in np.unique(groups)]
+
+
 def confidence(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """The probability that each row gives to its true label, (n,)."""
     chosen: np.ndarray = probabilities[np.arange(len(labels)), labels]

@@ -10,7 +10,7 @@ Source: CRA of Zhang et al., arXiv 2402.11846.
 
 import numpy as np
 
-from worker.metrics import UNMEASURED, Answers, Evidence, GeneratorAnswers
+from worker.metrics import UNMEASURED, Answers, Evidence, GeneratorAnswers, counts_by
 
 IDEAL = {"class_label": 100.0}
 
@@ -43,3 +43,9 @@ def right(answers: GeneratorAnswers) -> np.ndarray:
 def shares(groups: np.ndarray, hits: np.ndarray) -> dict[int, float]:
     """Percent of hits in each group."""
     return {int(group): 100.0 * float(np.mean(hits[groups == group])) for group in np.unique(groups)}
+
+
+def counts(answers: GeneratorAnswers) -> list[tuple[int, int]]:
+    """Of each context: images of kept labels that the judge of contexts calls by it, and all."""
+    kept = answers.of_kept
+    return counts_by(answers.contexts[kept], right(answers)[kept])

@@ -11,7 +11,7 @@ Source: IRA of Zhang et al., arXiv 2402.11846.
 
 import numpy as np
 
-from worker.metrics import UNMEASURED, Answers, Evidence, GeneratorAnswers
+from worker.metrics import UNMEASURED, Answers, Evidence, GeneratorAnswers, counts_by
 
 IDEAL = {"class_label": 100.0}
 
@@ -30,3 +30,9 @@ def measure(answers: Answers, evidence: Evidence) -> tuple[float, int]:
 def by_label(answers: GeneratorAnswers) -> dict[int, float]:
     labels = [int(label) for label in np.unique(answers.asked)]
     return {label: 100.0 * float(np.mean(answers.forced[answers.asked == label] == label)) for label in labels}
+
+
+def counts(answers: GeneratorAnswers) -> list[tuple[int, int]]:
+    """Of each kept label: images that the judge calls by it, and all."""
+    kept = answers.of_kept
+    return counts_by(answers.asked[kept], (answers.forced == answers.asked)[kept])

@@ -9,7 +9,7 @@ Source: in-domain retain accuracy of UnlearnCanvas (Zhang et al., arXiv 2402.118
 
 import numpy as np
 
-from worker.metrics import UNMEASURED, Answers, Evidence, GeneratorAnswers
+from worker.metrics import UNMEASURED, Answers, Evidence, GeneratorAnswers, counts_by
 
 IDEAL = {"class_label": 100.0}
 
@@ -22,3 +22,9 @@ def measure(answers: Answers, evidence: Evidence) -> tuple[float, int]:
         return UNMEASURED
     shares = [np.mean(answers.judged[answers.asked == label] == label) for label in kept]
     return 100.0 * float(np.mean(shares)), int(np.sum(answers.of_kept))
+
+
+def counts(answers: GeneratorAnswers) -> list[tuple[int, int]]:
+    """Of each kept label: images that the judge calls by it, and all."""
+    kept = answers.of_kept
+    return counts_by(answers.asked[kept], (answers.judged == answers.asked)[kept])

@@ -25,3 +25,8 @@ def measure(answers: Answers, evidence: Evidence) -> tuple[float, int]:
     n = len(forget)
     ranks = rankdata(np.concatenate([forget, unseen]))[:n]
     return 100.0 * float((ranks.sum() - n * (n + 1) / 2) / (n * len(unseen))), n
+
+
+def sizes(answers: ClassifierAnswers) -> tuple[int, int]:
+    """Forgotten and unseen items."""
+    return len(answers.forget_labels), len(answers.test_labels)

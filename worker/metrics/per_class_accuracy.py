@@ -9,7 +9,7 @@ Source: SalUn's DDPM evaluation reports accuracy by class; the minimum is ours.
 
 import numpy as np
 
-from worker.metrics import UNMEASURED, Answers, Evidence, GeneratorAnswers
+from worker.metrics import UNMEASURED, Answers, Evidence, GeneratorAnswers, counts_by
 
 IDEAL = {"class_label": 100.0}
 
@@ -26,3 +26,9 @@ def by_label(answers: GeneratorAnswers) -> dict[int, float]:
     """Percent of each label's images that the judge calls by that label."""
     labels = [int(label) for label in np.unique(answers.asked)]
     return {label: 100.0 * float(np.mean(answers.judged[answers.asked == label] == label)) for label in labels}
+
+
+def counts(answers: GeneratorAnswers) -> list[tuple[int, int]]:
+    """Of each kept label: images that the judge calls by it, and all."""
+    kept = answers.of_kept
+    return counts_by(answers.asked[kept], (answers.judged == answers.asked)[kept])

@@ -26,13 +26,22 @@ FOLDS = 5
 def measure(answers: Answers, evidence: Evidence) -> tuple[float, int]:
     if not isinstance(answers, ReconstructionAnswers):
         return UNMEASURED
-    ordinary = "test" if len(answers.features["test"]) else "retain"
     forgotten, others = (
-        np.abs(answers.features[name] - answers.original_features[name]) for name in ("forget", ordinary)
+        np.abs(answers.features[name] - answers.original_features[name]) for name in ("forget", ordinary(answers))
     )
     if min(len(forgotten), len(others)) < FOLDS:
         return UNMEASURED
     return area(forgotten, others), len(forgotten)
+
+
+def ordinary(answers: ReconstructionAnswers) -> str:
+    """The set of the ordinary images."""
+    return "test" if len(answers.features["test"]) else "retain"
+
+
+def sizes(answers: ReconstructionAnswers) -> tuple[int, int]:
+    """Forgotten and ordinary images."""
+    return len(answers.features["forget"]), len(answers.features[ordinary(answers)])
 
 
 def area(forgotten: np.ndarray, others: np.ndarray) -> float:

@@ -96,6 +96,20 @@ def test_relearning_brings_back_what_only_the_last_layer_hides(network: nn.Modul
     assert found["before"]["success"] == 0 and found["after"]["success"] >= 0.9 * found["after"]["total"]
 
 
+def test_relearning_s_figure_is_its_strongest_moment_and_not_its_last(network: nn.Module) -> None:
+    """What is recognised rises and falls again; what is known before the first step is no success of the attack."""
+    forget, retain = numbered(network, 20), numbered(network, 20, 500)
+    counts = iter([10, 2, 7, 7, 3])
+
+    def recognised(other: nn.Module, samples: Samples) -> Tensor:
+        of_forget = min(ids(samples.x)) < 500
+        return torch.arange(len(samples.y)) < (next(counts) if of_forget else 5)
+
+    found = relearning.attack(network, image_classifier, forget, retain, None, recognised, steps=6, generator=seeded())
+    assert [(row["step"], row["success"]) for row in found["rows"]] == [(0, 10), (1, 2), (2, 7), (5, 7), (6, 3)]
+    assert found["before"] == {"success": 10, "total": 10} and found["after"] == {"success": 7, "total": 10}
+
+
 def test_relearning_needs_something_left_to_measure_on(network: nn.Module) -> None:
     one = numbered(network, 1)
     with pytest.raises(CannotAttack, match="one sample"):

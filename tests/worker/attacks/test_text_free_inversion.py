@@ -45,6 +45,21 @@ def test_only_the_forgotten_label_s_embedding_moves(name: str, tmp_path: Path) -
     assert found["budget"] == {"images": 4, "steps": 3, "numbers": sum(table[2].numel() for table in base)}
 
 
+def test_the_strongest_moment_after_the_start_is_the_figure(tmp_path: Path) -> None:
+    network, family = tiny.opened("unet", tmp_path / "unet"), tiny.FAMILIES["class_diffusion"]
+    forget = tiny.samples(network, family, 8)
+    counts = iter([4, 4, 3, 1])  # of the network itself, at step 0, 20 and 21
+
+    def recognised(other: nn.Module, samples: Samples) -> Tensor:
+        return torch.arange(len(samples.y)) < next(counts)
+
+    found = text_free_inversion.attack(
+        network, family, forget, forget, None, recognised, steps=21, generator=torch.Generator().manual_seed(0)
+    )
+    assert [(row["step"], row["success"]) for row in found["rows"]] == [(0, 4), (20, 3), (21, 1)]
+    assert found["before"] == {"success": 4, "total": 4} and found["after"] == {"success": 3, "total": 4}
+
+
 def test_it_needs_something_left_to_measure_on(tmp_path: Path) -> None:
     network, family = tiny.opened("unet", tmp_path / "unet"), tiny.FAMILIES["class_diffusion"]
     one = tiny.samples(network, family, 1)

@@ -90,7 +90,8 @@ def test_mia_efficacy_is_an_svc_on_the_true_labels_confidence() -> None:
     forget, retain, test = (random.beta(a, 2, size=n) for a, n in ((4, 40), (20, 120), (2, 90)))
     answers = answers_of(by_confidence(forget), by_confidence(retain), by_confidence(test))
     oracle = SVC(C=3.0, kernel="rbf", gamma=1.0)  # auto is 1 / features
-    oracle.fit(np.concatenate([retain[:90], test]).reshape(-1, 1), np.array([1] * 90 + [0] * 90))
+    drawn = retain[np.random.default_rng(0).permutation(120)[:90]]
+    oracle.fit(np.concatenate([drawn, test]).reshape(-1, 1), np.array([1] * 90 + [0] * 90))
     expected = 100 * (1 - oracle.predict(forget.reshape(-1, 1)).mean())
     assert mia_efficacy.measure(answers, evidence(answers, answers)) == (pytest.approx(expected), 40)
     assert 0 < expected < 100
@@ -108,6 +109,27 @@ def test_mia_efficacy_feeds_the_attacker_equal_sides() -> None:
     retain, test = by_confidence(np.full(10, 0.99)), by_confidence(np.full(1000, 0.5))
     answers = answers_of(by_confidence(np.full(20, 0.99)), retain, test)
     assert mia_efficacy.measure(answers, evidence(answers, answers))[0] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("retained", "tested", "first"), [(900, 300, "easy"), (300, 900, "hard")], ids=["more-retained", "more-tested"]
+)
+def test_mia_efficacy_does_not_depend_on_the_order_of_the_sets(retained: int, tested: int, first: str) -> None:
+    """One half of each set is of an easy label, the other of a hard one, in folders' order: by label. An attacker who is fed the
+    begin of the larger set takes what is easy and new for known, or what is hard and known for new."""
+    random = np.random.default_rng(7)
+
+    def side(easy: float, hard: float, n: int) -> np.ndarray:
+        means = np.repeat((easy, hard) if first == "easy" else (hard, easy), n // 2)
+        return (means + random.normal(0, 0.02, n)).clip(0, 1)
+
+    members, strangers = side(0.95, 0.6, retained), side(0.45, 0.2, tested)
+    forget = by_confidence(np.concatenate([side(0.95, 0.6, 100), side(0.45, 0.2, 100)]))  # half of it is known still
+    values = []
+    for order in (np.arange, random.permutation):
+        answers = answers_of(forget, by_confidence(members[order(retained)]), by_confidence(strangers[order(tested)]))
+        values.append(mia_efficacy.measure(answers, evidence(answers, answers))[0])
+    assert values == [pytest.approx(50, abs=2)] * 2
 
 
 def test_mia_auc_is_the_area_under_the_curve() -> None:
