@@ -182,7 +182,7 @@ def promise_table(promises: list[dict[str, Any]]) -> Table:
                     str(row["n"]),
                 ]
             )
-            table.add_row(promise["request"], *figures, kept(promise))
+            table.add_row(promise["request"], *figures, kept(promise, row))
     return table
 
 

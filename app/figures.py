@@ -37,10 +37,15 @@ def rule(threshold: Mapping[str, Any] | None) -> str:
     return "" if threshold is None else RULES[threshold["rule"]].format(threshold["value"])
 
 
-def kept(promise: Mapping[str, Any]) -> str:
-    """Whether an earlier promise holds, or the code that says why nobody knows."""
-    why = (promise.get("reason") or "").replace("_", " ")
-    return {True: "kept", False: "BROKEN", None: f"not measured: {why}"}[promise["kept"]]
+def kept(promise: Mapping[str, Any], figure: Mapping[str, Any] | None = None) -> str:
+    """Whether an earlier promise, or one of its figures, holds; what binds nothing; or the code that says why nobody knows."""
+    holds, why = promise["kept"], promise.get("reason")
+    if figure is not None:
+        holds, why = figure["passed"], figure.get("reason") or why
+        if holds is None and figure["value"] is not None and figure["threshold"] is None:
+            return "not binding"
+    said = (why or "").replace("_", " ")
+    return {True: "kept", False: "BROKEN", None: f"not measured: {said}"}[holds]
 
 
 def count(figure: Mapping[str, Any]) -> str:

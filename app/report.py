@@ -115,7 +115,7 @@ class Attacked(_Part):
 
 
 class Promised(_Part):
-    """One rule on forgetting that an earlier request's own report met, held again."""
+    """One figure on forgetting of an earlier request's own report, measured again."""
 
     metric: str
     title: str
@@ -125,8 +125,11 @@ class Promised(_Part):
     then: float | None = Field(description="Of the version that the request made.")
     before: float | None = Field(description="Of that version's base: what a rule that compares is held against.")
     n: int
-    threshold: Held
-    passed: bool | None
+    threshold: Held | None = Field(
+        description="The rule that the request's own report met, held again. Null: it met none, so the figure is shown and binds nothing."
+    )
+    passed: bool | None = Field(description="Null without a rule or a value.")
+    reason: str | None = Field(None, description="Why there is no value; a code, as of the promise.")
 
 
 class Promise(_Part):
@@ -139,7 +142,7 @@ class Promise(_Part):
     )
     figures: list[Promised]
     kept: bool | None = Field(
-        description="False: what was forgotten has come back. Null: not measured; `reason` says why."
+        description="False: what was forgotten has come back. Null: not measured, or nothing promised; `reason` says which."
     )
     reason: str | None = Field(None, description="A code; docs/reports.md lists them.")
 

@@ -127,10 +127,10 @@ def _attack(attack: Attacked) -> dict[str, Any]:
 
 
 def _promise(promise: Promise) -> list[dict[str, Any]]:
-    """An earlier request in words, a row for each rule that is held again."""
+    """An earlier request in words, a row for each figure that is measured again."""
     said = promise.model_dump()
     empty = dict.fromkeys(("title", "before", "then", "value", "interval", "rule", "n"), "")
-    held = {**empty, "promise": promise, "kept": figures.kept(said)}
+    held = {**empty, "promise": promise, "holds": promise.kept, "kept": figures.kept(said)}
     return [
         {
             **held,
@@ -141,6 +141,8 @@ def _promise(promise: Promise) -> list[dict[str, Any]]:
             "interval": figures.interval(figure["interval"]),
             "rule": figures.rule(figure["threshold"]),
             "n": f"{figure['n']:,}",
+            "holds": figure["passed"],
+            "kept": figures.kept(said, figure),
         }
         for figure in said["figures"]
     ] or [held]

@@ -1,7 +1,7 @@
 """What earlier requests of the model asked, for the runner to ask again: a new version is held to every promise of its line.
 
-A promise is what the report of a completed request showed: each rule on forgetting that it met, with the value before. It
-is asked as it was: with the samples of a registered set, or of an uploaded one that its retention still keeps; else with
+A promise is what the report of a completed request showed: each rule on forgetting that it met, with the value before. Its
+other figures on forgetting are asked again, too, for people to see; they bind nobody. Each is asked as it was: with the samples of a registered set, or of an uploaded one that its retention still keeps; else with
 registered images of its label; a generator is asked to draw the label. What cannot be asked any more is told with a reason. Labels,
 concepts and positions go over the runner's pipe only.
 """
@@ -32,9 +32,10 @@ from app.records.dataset import Dataset
 from app.records.model import Model
 from app.records.request import Request
 from app.storage import BlobMissing
+from worker.rules import COMPARES, NEEDS, shows_forgetting
 
 Read = Callable[[Dataset], Index]
-COPIED = ("metric", "value", "before")  # of a report's row, beside the rule itself
+COPIED = ("metric", "value", "before", "threshold")  # of a report's row
 
 
 @dataclass(frozen=True)
@@ -67,12 +68,12 @@ def of_line(session: Session, parent: Checkpoint) -> list[Earlier]:
 
 def promise(one: Earlier, model: Model, registered: list[Dataset], keyring: Keyring, read: Read) -> Promise:
     """`registered`: the model's sets, where images of a label are looked for."""
-    rules = [
-        {**{name: row[name] for name in COPIED}, "threshold": row["threshold"]}
-        for row in one.report.get("figures", [])
-        if row.get("threshold") and row["passed"] and catalog.METRICS[row["metric"]].shows_forgetting
-    ]
-    told = {"request": one.request.id, "kind": one.report.get("kind", "samples"), "rules": rules, "reason": None}
+    told = {
+        "request": one.request.id,
+        "kind": one.report.get("kind", "samples"),
+        "rules": _rules(one.report.get("figures", [])),
+        "reason": None,
+    }
     try:
         what = read_wish(one.request, keyring)
     except (KeyGone, SealBroken):
@@ -82,7 +83,21 @@ def promise(one: Earlier, model: Model, registered: list[Dataset], keyring: Keyr
     except Refused:  # a label that the model has no more, or samples that its set has no more
         return Promise({**told, "reason": "samples_gone"}, frozenset())
     whole = frozenset(asked["names"][number] for number in asked.pop("whole"))
-    return Promise({**told, **asked, **({} if rules else {"reason": "nothing_promised"})}, whole)
+    return Promise({**told, **asked}, whole)
+
+
+def _rules(figures: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rules on forgetting that were met, then the report's other figures on forgetting, without a rule; of those that
+    need more than what was forgotten only such as the policy asked for."""
+    showing = [row for row in figures if shows_forgetting(row)]
+    met = [row for row in showing if row.get("threshold") and row["passed"]]
+    promised = {row["metric"] for row in met}
+    others = {
+        row["metric"]: {**row, "threshold": None}
+        for row in showing
+        if row["metric"] not in promised and (row.get("threshold") or row["metric"] not in {*COMPARES, *NEEDS})
+    }
+    return [{name: row[name] for name in COPIED} for row in (*met, *others.values())]
 
 
 def _asked(

@@ -2,7 +2,8 @@
 
 Each rule on forgetting that a request's own report met is held again: an absolute one as it was, one that compares with
 the base against the `before` of that report, since the present base has forgotten already. What was forgotten and has come
-back breaks the promise, whatever brought it back; what cannot be measured any more breaks none, and says why.
+back breaks the promise, whatever brought it back; what cannot be measured any more breaks none, and says why. Figures on
+forgetting that were under no rule, or missed it, are measured as well, and break nothing.
 """
 
 import copy
@@ -20,13 +21,7 @@ from worker.families import Samples
 from worker.judge import Judge
 from worker.load import Material, Probe
 from worker.metrics import Answers, Evidence
-from worker.rules import held_to
-
-UNMEASURABLE = {  # without the network that a figure compares with, and earlier bases remember someone
-    "gap_to_retrain": "needs_reference",
-    "mutual_information_to_noise": "needs_base",
-}
-COMPARES = ("mia_auc",)  # with the test set
+from worker.rules import COMPARES, NEEDS, held_to
 
 
 def promise(
@@ -38,24 +33,27 @@ def promise(
     test: Samples | None,
     progress: Callable[[int, int], None],
 ) -> dict[str, Any]:
-    """A row of the report: whether one earlier request's forgetting still holds. `kept` is None where nobody can say."""
+    """A row of the report: whether one earlier request's forgetting still holds. `kept` is None where nobody can say, or
+    where the request promised nothing."""
     told = probe.told
-    row = {"request": told["request"], "kind": told["kind"], "probe": told.get("probe"), "figures": []}
-    rules = [rule for rule in told["rules"] if rule["metric"] not in UNMEASURABLE]
-    if told["reason"] is not None or not rules:
-        reason = told["reason"] or UNMEASURABLE[told["rules"][0]["metric"]]
-        return {**row, "kept": None, "reason": reason}
-    try:
-        answers = ask(specification, material, network, judge, probe, test, progress)
-    except Stopped:
-        raise
-    except JobError as error:  # such as judge_mismatch: the model has another judge by now
-        return {**row, "kept": None, "reason": error.code}
+    row = {"request": told["request"], "kind": told["kind"], "probe": told.get("probe"), "figures": [], "kept": None}
+    if told["reason"] is not None:
+        return {**row, "reason": told["reason"]}
+    answers = None
+    if any(rule["metric"] not in NEEDS for rule in told["rules"]):
+        try:
+            answers = ask(specification, material, network, judge, probe, test, progress)
+        except Stopped:
+            raise
+        except JobError as error:  # such as judge_mismatch: the model has another judge by now
+            return {**row, "reason": error.code}
     seed = int(specification["evaluation"].get("seed", 0))
-    figures = [figure(answers, rule, told["kind"], seed) for rule in rules]
-    held = {each["passed"] for each in figures}
+    figures = [figure(answers, rule, told["kind"], seed) for rule in told["rules"]]
+    bound = [each for each in figures if each["threshold"] is not None]
+    held = {each["passed"] for each in bound}
     kept = False if False in held else (True if True in held else None)
-    return {**row, "figures": figures, "kept": kept, "reason": None if kept is not None else "not_measured"}
+    reason = bound[0]["reason"] or "not_measured" if bound else "nothing_promised"
+    return {**row, "figures": figures, "kept": kept, "reason": None if kept is not None else reason}
 
 
 def ask(
@@ -87,21 +85,26 @@ def ask(
     return answers
 
 
-def figure(answers: Answers, rule: Mapping[str, Any], kind: str, seed: int) -> dict[str, Any]:
-    """What one rule's metric says now, beside what it said in the request's own report."""
+def figure(answers: Answers | None, rule: Mapping[str, Any], kind: str, seed: int) -> dict[str, Any]:
+    """What one metric says now, beside what it said in the request's own report, and whether the rule that it met there, if
+    any, is met. `answers` None: nothing could be asked that tells."""
     name, module = rule["metric"], by_name.metric(rule["metric"])
-    evidence = Evidence(answers, answers, None, 0.0, 0, 1)
-    measured, n = module.measure(answers, evidence)
-    value = round(measured, 6) if n > 0 and math.isfinite(measured) else None
-    ideal = getattr(module, "IDEAL", {}).get(kind) or 0.0
+    value, interval, n = None, None, 0
+    if answers is not None and name not in NEEDS:
+        evidence = Evidence(answers, answers, None, 0.0, 0, 1)
+        measured, n = module.measure(answers, evidence)
+        value = round(measured, 6) if n > 0 and math.isfinite(measured) else None
+        interval = intervals.interval(module, name, answers, evidence, value, n, seed)
+    threshold = rule["threshold"] and Threshold(name, **rule["threshold"])
     return {
         "metric": name,
         "title": METRICS[name].title,
         "unit": METRICS[name].unit,
         "value": value,
-        "interval": intervals.interval(module, name, answers, evidence, value, n, seed),
+        "interval": interval,
         "then": rule["value"],
         "before": rule["before"],
         "n": n,
-        **held_to(Threshold(name, **rule["threshold"]), value, rule["before"], ideal),
+        "reason": None if value is not None else NEEDS.get(name, "not_measured"),
+        **held_to(threshold, value, rule["before"], getattr(module, "IDEAL", {}).get(kind) or 0.0),
     }

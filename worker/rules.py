@@ -5,6 +5,13 @@ from typing import Any
 
 from app.catalog import METRICS, Metric, Threshold, n_needed
 
+NEEDS = {  # figures of an earlier request that nobody can measure again: earlier bases remember someone, and are not opened
+    "gap_to_retrain": "needs_reference",
+    "mutual_information_to_noise": "needs_base",
+    "unlearning_accuracy_row_restored": "needs_base",
+}
+COMPARES = ("mia_auc",)  # what was forgotten with the test set
+
 
 def needed(rule: Threshold | None, metric: Metric) -> int | None:
     """The smallest n at which a share can be shown to meet the rule; None where no such n is known."""

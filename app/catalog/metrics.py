@@ -32,6 +32,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             "target",
             "%",
             "Share of the forget set whose own label is the first answer.",
+            shows_forgetting=True,
             interval="wilson",
         ),
         "forget_top5": Metric(
@@ -40,6 +41,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             "target",
             "%",
             "Share of the forget set whose own label is among the first five answers.",
+            shows_forgetting=True,
             interval="wilson",
         ),
         "retain_accuracy": Metric(
@@ -98,6 +100,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             "higher",
             "%",
             "Unlearning accuracy after the base's label rows of the forgotten labels are put back.",
+            shows_forgetting=True,
             interval="wilson",
             n_from="forget_samples",
         ),

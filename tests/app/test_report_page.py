@@ -225,12 +225,16 @@ def test_earlier_promises_stand_on_the_page_and_a_broken_one_in_the_verdict() ->
         "kept": None,
         "reason": "forget_set_purged",
     }
-    document = reports.report(verdict="failed", reasons=["broken_promise"], promises=[broken, unasked])
+    shown = {**figure, "value": 12.0, "threshold": None, "passed": None}
+    row = {**figure, "title": "Row", "value": None, "n": 0, "passed": None, "reason": "needs_base"}
+    unbound = {**broken, "request": "req_3", "figures": [shown, row], "kept": None, "reason": "nothing_promised"}
+    document = reports.report(verdict="failed", reasons=["broken_promise"], promises=[broken, unasked, unbound])
     text = Page(report_page.render(version(), document, None, None)).text
     assert "What an earlier request forgot has come back." in text and "policy was missed" not in text
     for said in ("req_1", "registered images of its label", "2.00", "99.00", "41.00", "BROKEN", "req_2"):
         assert said in text
     assert "not measured: forget set purged" in text
+    assert "12.00 40 not binding" in text and "not measured ≥ 95 0 not measured: needs base" in text
     both = {**document, "reasons": ["threshold_missed", "broken_promise"]}
     assert "policy was missed" in Page(report_page.render(version(), both, None, None)).text
     assert "Earlier promises" not in Page(report_page.render(version(), reports.report(), None, None)).text

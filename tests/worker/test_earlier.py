@@ -65,11 +65,13 @@ def test_the_rules_on_forgetting_that_were_met_are_promised_and_no_others(world:
     add_painter(world, train=TRAIN, retain=TRAIN[1:])
     kept = reports.figure("kept_accuracy", 90.0, 95.0, **MET)
     missed = shown(90.0, passed=False, threshold={"rule": "at_least", "value": 99.0})
-    first = completed(world, ask(world, concept=ADA), shown(), missed, kept, reports.figure("forget_rejected", 1.0))
+    others = [reports.figure(name, 97.0, 3.0, **MET) for name in ("forget_top1", "unlearning_accuracy_row_restored")]
+    beside = missed, kept, reports.figure("forget_rejected", 1.0), *others
+    first = completed(world, ask(world, concept=ADA), shown(), *beside)
     (told,) = ask(world, concept=CLEO).message["promises"]
-    assert told["rules"] == [
-        {"metric": "unlearning_accuracy", "value": 97.0, "before": 3.0, "threshold": MET["threshold"]}
-    ]
+    held = {"value": 97.0, "before": 3.0, "threshold": MET["threshold"]}
+    promised = "unlearning_accuracy", "forget_top1", "unlearning_accuracy_row_restored"
+    assert told["rules"] == [{"metric": name, **held} for name in promised]
     assert (told["request"], told["kind"], told["probe"], told["reason"]) == (first, "class_label", "generated", None)
     assert told["names"][told["label"]] == ADA
 
@@ -93,14 +95,34 @@ def test_an_uploaded_set_is_asked_about_by_its_label_alone(world: World) -> None
     assert message["names"] == [BO, CLEO] and message["forgotten_before"] == []  # it was a label of that job only
 
 
-def test_a_destroyed_key_and_a_promise_without_a_rule_say_so(world: World) -> None:
+def test_what_met_no_rule_is_asked_again_and_binds_nothing(world: World) -> None:
+    """Figures that need a test set or another network are asked again only where the policy was on them."""
+    add_painter(world, train=TRAIN, retain=[*TRAIN[1:], (DOV, None)])
+    missed = {"threshold": {"rule": "share_of_before", "value": 0.5}, "passed": False}
+    gap = {**missed, "passed": None}
+    beside = [reports.figure(name, 60.0, 70.0) for name in ("mia_auc", "gap_to_retrain")]
+    first = completed(world, ask(world, concept=ADA), reports.figure("unlearning_accuracy", 40.0, 3.0), *beside)
+    overruled = reports.figure("mia_auc", 60.0, 70.0, **missed), reports.figure("gap_to_retrain", None, **gap)
+    second = completed(world, ask(world, concept=BO), shown(1.0, passed=False), *overruled)
+    unruled, against_its_verdict = ask(world, concept=CLEO).message["promises"]
+    asked: dict[str, Any] = {"metric": "unlearning_accuracy", "before": 3.0, "threshold": None}
+    assert (unruled["request"], unruled["reason"], unruled["rules"]) == (first, None, [{**asked, "value": 40.0}])
+    assert (against_its_verdict["request"], against_its_verdict["reason"]) == (second, None)
+    assert against_its_verdict["rules"] == [
+        {**asked, "value": 1.0},
+        {"metric": "mia_auc", "value": 60.0, "before": 70.0, "threshold": None},
+        {"metric": "gap_to_retrain", "value": None, "before": None, "threshold": None},
+    ]
+
+
+def test_a_destroyed_key_and_a_label_that_was_not_shown_to_be_gone_say_so(world: World) -> None:
     add_painter(world, train=TRAIN, retain=[*TRAIN[1:], (DOV, None)])
     first = completed(world, ask(world, concept=ADA), shown())
     second = completed(world, ask(world, concept=BO), shown(1.0, passed=False))
     world.lethe.keyring.destroy(first)
     told = ask(world, concept=CLEO).message
     assert [each["request"] for each in told["promises"]] == [first, second]
-    assert [each["reason"] for each in told["promises"]] == ["key_destroyed", "nothing_promised"]
+    assert [each["reason"] for each in told["promises"]] == ["key_destroyed", None]
     assert [told["names"][number] for number in told["forgotten_before"]] == [BO]  # asked for, though not shown
 
 

@@ -258,6 +258,23 @@ def test_an_untouched_network_that_still_answers_misses_the_default_policy_for_a
     assert {row["metric"] for row in rows if row["passed"] is False} == {"unlearning_accuracy"}
 
 
+@pytest.mark.parametrize("metric", ["forget_top1", "forget_top5"])
+def test_an_untouched_network_misses_a_rule_on_what_shows_forgetting(metric: str) -> None:
+    labels = np.arange(9) % 3
+    sure = np.eye(6)[labels]
+    asked = ClassifierAnswers(sure, labels, sure, labels, sure, labels)
+    rule = [Threshold(metric, "at_most", 50.0)]
+    rows = evaluate.figures(Evidence(asked, asked, None, 1.0, 0, 1), "clip", "class_label", rule, 0, None)
+    assert METRICS[metric].shows_forgetting and rules.verdict(rows) == "failed"
+
+
+def test_an_untouched_generator_scores_as_the_base_with_its_own_rows_put_back(tmp_path: Path) -> None:
+    rows = {row["metric"]: row for row in report(tmp_path, lambda network: None).document["figures"]}
+    restored = rows["unlearning_accuracy_row_restored"]
+    assert restored["n"] == 6 and restored["value"] == rows["unlearning_accuracy"]["before"]
+    assert METRICS["unlearning_accuracy_row_restored"].shows_forgetting
+
+
 def test_an_untouched_classifier_fails_without_a_reference(tmp_path: Path) -> None:
     """The default policy: keeping everything is not enough where nothing shows forgetting."""
     network = image_classifier.load(tiny.write("vit", tmp_path / "vit"), CPU)

@@ -27,6 +27,8 @@ CPU = torch.device("cpu")
 UA = {"metric": "unlearning_accuracy", "value": 100.0, "before": 2.0, "threshold": {"rule": "at_least", "value": 95.0}}
 AUC = {"metric": "mia_auc", "value": 52.0, "before": 90.0, "threshold": {"rule": "share_of_before", "value": 0.5}}
 GAP = {"metric": "gap_to_retrain", "value": 3.0, "before": 9.0, "threshold": {"rule": "share_of_before", "value": 0.5}}
+ROW = {**UA, "metric": "unlearning_accuracy_row_restored", "value": 99.0}
+TOP1 = {"metric": "forget_top1", "value": 0.0, "before": 98.0, "threshold": {"rule": "at_most", "value": 5.0}}
 NOTHING = Captions((), (), ())
 
 
@@ -84,6 +86,35 @@ def test_a_concept_that_comes_back_blocks_release(vit: nn.Module) -> None:
         assert (figure["value"], figure["then"], figure["before"], figure["n"]) == (100.0 * kept, 100.0, 2.0, 7)
         assert figure["interval"]["by"] == "wilson" and figure["passed"] is kept
         assert made["reasons"] == ([] if kept else ["broken_promise"])
+
+
+@pytest.mark.parametrize("label", [0, 3])
+def test_what_met_no_rule_is_shown_and_blocks_nothing(vit: nn.Module, label: int) -> None:
+    """Label 0 was asked to be forgotten, and its version released against its verdict: whether it is there says the report."""
+    specification, material = of_a_classifier(vit, probe_of(vit, {**UA, "value": 60.0, "threshold": None}))
+    made = evaluate.evaluate(specification, material, answering(vit, label), None, 1.0, quiet).document
+    assert beyond_the_schema(Report.model_validate(json.loads(json.dumps(made)))) == []
+    (row,) = made["promises"]
+    (figure,) = row["figures"]
+    assert (row["kept"], row["reason"], made["verdict"]) == (None, "nothing_promised", "passed")
+    assert (figure["value"], figure["then"], figure["before"], figure["n"]) == (
+        0.0 if label == 0 else 100.0,
+        60.0,
+        2.0,
+        7,
+    )
+    assert (figure["threshold"], figure["passed"], figure["reason"]) == (None, None, None)
+    assert figure["interval"]["by"] == "wilson" and figures.kept(row, figure) == "not binding"
+
+
+def test_a_rule_that_was_met_binds_beside_one_that_was_not(vit: nn.Module) -> None:
+    probe = probe_of(vit, UA, {**AUC, "threshold": None})
+    specification, material = of_a_classifier(vit)
+    for label, kept in ((3, True), (0, False)):
+        row = promises.promise(specification, material, answering(vit, label), None, probe, material.test, quiet)
+        assert row["kept"] is kept and [each["passed"] for each in row["figures"]] == [kept, None]
+        said = [figures.kept(row, each) for each in row["figures"]]
+        assert said == ["kept" if kept else "BROKEN", "not binding"]
 
 
 def test_both_reasons_stand_where_both_hold(vit: nn.Module) -> None:
@@ -152,15 +183,22 @@ def test_the_auc_of_earlier_samples_is_measured_against_the_test_set(vit: nn.Mod
     specification, material = of_a_classifier(vit)
     probe = probe_of(vit, AUC, GAP, kind="samples")
     row = promises.promise(specification, material, answering(vit, 3), None, probe, material.test, quiet)
-    (figure,) = row["figures"]  # the gap needs a retrained network of its own
+    figure, gap = row["figures"]
     assert figure["metric"] == "mia_auc" and row["kept"] is figure["passed"] and figure["value"] is not None
+    assert (gap["value"], gap["n"], gap["passed"], gap["reason"]) == (None, 0, None, "needs_reference")
+    assert figures.kept(row, gap) == "not measured: needs reference"
     without_test = promises.promise(specification, material, answering(vit, 3), None, probe, None, quiet)
     assert (without_test["kept"], without_test["reason"]) == (None, "not_measured")
 
 
 @pytest.mark.parametrize(
     ("part", "reason"),
-    [(told(UA, reason="forget_set_purged"), "forget_set_purged"), (told(GAP), "needs_reference")],
+    [
+        (told(UA, reason="forget_set_purged"), "forget_set_purged"),
+        (told(GAP), "needs_reference"),
+        (told(ROW), "needs_base"),
+        (told(), "nothing_promised"),
+    ],
 )
 def test_what_nobody_can_ask_blocks_nothing_and_says_why(vit: nn.Module, part: dict[str, Any], reason: str) -> None:
     specification, material = of_a_classifier(vit, Probe(part, None, NOTHING))
@@ -198,6 +236,16 @@ def test_a_generator_is_asked_to_draw_the_earlier_label_and_no_other(tmp_path: P
         (figure,) = row["figures"]
         assert row["kept"] is kept and (figure["value"], figure["n"]) == (100.0 * kept, 5)
     assert told_of == [(5, 5)] * 2  # forget_samples of it, none of another label
+
+
+def test_the_label_row_of_a_base_that_remembers_is_not_put_back_and_the_report_says_so(tmp_path: Path) -> None:
+    specification, material, judge = drawing_job(tmp_path)
+    probe = Probe(told(UA, ROW, probe="generated", label=0), Samples(torch.zeros(1), torch.tensor([0])), NOTHING)
+    row = promises.promise(specification, material, material.base.network, judge, probe, None, quiet)
+    held, restored = row["figures"]
+    assert row["kept"] is held["passed"] is True
+    assert (restored["metric"], restored["value"], restored["then"]) == (ROW["metric"], None, 99.0)
+    assert (restored["passed"], restored["reason"]) == (None, "needs_base")
 
 
 def test_another_judge_by_now_leaves_a_promise_unasked(tmp_path: Path) -> None:
@@ -238,10 +286,12 @@ def test_a_network_of_words_is_asked_under_the_earlier_request_s_names(tmp_path:
     samples = tiny.samples(network, clip, 6)
     base: Any = SimpleNamespace(network=network, family=clip, directory=tmp_path / "clip", digest="sha256:b")
     material = Material(base, None, None, samples, samples, None, scratch=tmp_path)
-    probe = Probe(told(UA), Samples(samples.x, torch.full((6,), len(names) - 1)), own)
+    probe = Probe(told(UA, TOP1), Samples(samples.x, torch.full((6,), len(names) - 1)), own)
     specification = {"evaluation": {"prompt": "a photo of {}"}, "base": {"family": "clip"}}
     row = promises.promise(specification, material, network, None, probe, None, quiet)
-    assert row["figures"][0]["n"] == 6 and row["kept"] is not None
+    accuracy, top1 = row["figures"]
+    assert accuracy["n"] == 6 and row["kept"] is not None
+    assert top1["value"] == pytest.approx(100 - accuracy["value"], abs=1e-5) and top1["passed"] is (top1["value"] <= 5)
     assert network.__dict__["captions"] is present
 
 
