@@ -166,6 +166,16 @@ class Asked(_Part):
     reused: int = Field(description="Images that an earlier report had drawn.")
 
 
+class Loss(_Part):
+    """One of the method's own losses by step. The weights' state behind each value differs: it is no figure of a version."""
+
+    every: int = Field(
+        description="Steps that a value is the mean over: as many for each, the last stretch may be shorter."
+    )
+    steps: list[int] = Field(description="The last step in each stretch that has the loss, from 1; at most 200.")
+    values: list[float | None] = Field(description="As many; null where the loss was no number.")
+
+
 class EarlierRung(_Part):
     """What was tried before on the ladder of `method: auto`, from the same request."""
 
@@ -218,6 +228,10 @@ class Report(_Part):
     )
     trace: dict[str, Any] = Field(
         {}, description="What the method weighed and chose; its page in docs/methods says what."
+    )
+    losses: dict[str, Loss] = Field(
+        {},
+        description="By step, of methods that train, by their own names (forget_loss, retain_loss, ...); after a resume, of the last attempt.",
     )
     ladder: Ladder | None = Field(
         None, description="With method auto: which rung this is, and what earlier ones came to."

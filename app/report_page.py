@@ -23,7 +23,7 @@ CAPTIONS = {
     "front.png": "The layers that were weighed: importance for what is forgotten against alignment with what is kept.",
     "search.png": "The search of the step size: what is still recognised at each.",
     "cosines.png": "How alike the gradients of the forgotten labels are.",
-    "losses.png": "Losses by step.",
+    "losses.png": "The method's own losses while it trained, each point the mean of as many steps.",
     "relearning.png": "Relearning: what is recognised again after a few steps on a few forgotten images, dashed what is kept. "
     "Shaded: 95 % intervals.",
 }

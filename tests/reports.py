@@ -62,5 +62,5 @@ def of_a_generator(**others: Any) -> dict[str, Any]:
         figure("per_class_accuracy", 90.0, 95.0, n=180, by_label={"0": 95.0, "3": 2.5}),
         figure("unlearning_accuracy_row_restored", None, None, n=0),
         figure("changed_weights", 3.2, None, n=125_000, evaluators=[]),
-        **others,
+        **{"losses": {"forget_loss": {"every": 3, "steps": [3, 6, 8], "values": [0.4, None, 0.1]}}, **others},
     )  # fmt: skip

@@ -53,6 +53,11 @@ def test_samples_are_forgotten_and_the_weights_come_back(running: Running, tmp_p
     assert beyond_the_schema(Report.model_validate(report)) == []
     by_name = {figure["name"]: figure for figure in report["figures"]}
     assert by_name["unlearning_accuracy"]["n"] == 5 and report["verdict"] == "passed"
+    assert [report["losses"][name]["steps"] for name in ("forget_loss", "retain_loss")] == [[1, 3], [2, 4]]
+    assert all(value > 0 for curve in report["losses"].values() for value in curve["values"])
+    assert report["pictures"] == ["losses.png"]
+    assert client.picture("digits", done["checkpoint"], "losses.png").startswith(b"\x89PNG")
+    assert b"own losses while it trained" in client.report_page("digits", done["checkpoint"])
     pulled = client.pull("digits", done["checkpoint"], tmp_path / "pulled")
     network = AutoModelForImageClassification.from_pretrained(pulled)
     base = client.pull("digits", 1, tmp_path / "base", reason="a test compares it")

@@ -1,23 +1,32 @@
-"""Curves of a report, drawn from a method's trace (what it weighed and what it chose) and from what attacks found.
+"""Curves of a report, drawn from a method's trace (what it weighed and what it chose), its losses and what attacks found.
 
 A label is called by its place among those that were to be forgotten; no name of a person reaches a picture.
 """
 
 import io
+import itertools
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from worker.losses import Curves
 
 INK, MARK, PALE = "#1c1c1e", "#b02a30", "#9aa0a6"
+OF_LOSS = {"forget_loss": MARK, "retain_loss": INK}
+OTHERS = ("#2f6f9f", "#b8860b", PALE)  # of losses by other names
+FEW = 60  # values of a line that are dotted
+APART = 100  # times the smallest loss, from which on a linear scale would hide it
 COLUMNS = 3  # panels beside each other
 MOST_LAYERS = 8  # curves of one panel: those of the best layers
 
 
-def pictures(trace: dict[str, Any]) -> dict[str, bytes]:
-    """File name -> PNG, one for each part of the trace that can be drawn."""
+def pictures(trace: dict[str, Any], losses: Curves) -> dict[str, bytes]:
+    """File name -> PNG, one for each part of the trace that can be drawn, and one of all losses."""
     drawn: dict[str, bytes] = {}
     if trace.get("front"):
         drawn["front.png"] = fronts(trace["front"])
@@ -25,8 +34,8 @@ def pictures(trace: dict[str, Any]) -> dict[str, bytes]:
         drawn["search.png"] = searches(trace["search"], trace["patches"])
     if len(trace.get("cosines", [])) > 1:
         drawn["cosines.png"] = matrix(trace["cosines"])
-    if trace.get("losses"):
-        drawn["losses.png"] = losses(trace["losses"])
+    if losses:
+        drawn["losses.png"] = of_losses(losses)
     return drawn
 
 
@@ -128,14 +137,40 @@ def matrix(cosines: Sequence[Sequence[float]]) -> bytes:
     return as_png(figure)
 
 
-def losses(curves: dict[str, Sequence[float]]) -> bytes:
-    """One line per loss, against the step."""
-    figure, (axes,) = panels_for(1, "losses")
-    for (name, values), colour in zip(curves.items(), (MARK, INK, PALE), strict=False):
-        axes.plot(range(1, len(values) + 1), values, color=colour, label=name.replace("_", " "))
-    axes.set(xlabel="step")
+def of_losses(curves: Curves) -> bytes:
+    """A line per loss against the step, pale where steps between two values had none: sets may take turns."""
+    figure, (axes,) = panels_for(1, "losses while unlearning")
+    others = itertools.cycle(OTHERS)
+    for name, curve in curves.items():
+        steps, values = unbroken(curve)
+        colour = OF_LOSS.get(name) or next(others)
+        dot = 3 if len(steps) <= FEW else 2 * (math.nan in steps)  # a value with no neighbour is no line
+        joined = [math.nan if value is None else value for value in curve["values"]]
+        axes.plot(curve["steps"], joined, color=colour, lw=0.9, alpha=0.3)
+        axes.plot(steps, values, color=colour, lw=1.4, marker="o", ms=dot, label=name.replace("_", " "))
+    known = [value for curve in curves.values() for value in curve["values"] if value is not None]
+    if known and min(known) > 0 and max(known) > APART * min(known):
+        axes.set_yscale("log")
+    every, last = (
+        max(each) for each in zip(*((curve["every"], curve["steps"][-1]) for curve in curves.values()), strict=True)
+    )
+    axes.set(xlabel="step" if every == 1 else f"step, means of {every}", ylabel="loss", xlim=(0, 1.03 * last))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False, fontsize=8)
     return as_png(figure)
+
+
+def unbroken(curve: dict[str, Any]) -> tuple[list[float], list[float]]:
+    """Steps and values with a nan where the next value is not of the next stretch."""
+    steps: list[float] = []
+    values: list[float] = []
+    stretch = None
+    for step, value in zip(curve["steps"], curve["values"], strict=True):
+        before, stretch = stretch, (step - 1) // curve["every"]
+        if before is not None and stretch > before + 1:
+            steps, values = [*steps, math.nan], [*values, math.nan]
+        steps, values = [*steps, step], [*values, math.nan if value is None else value]
+    return steps, values
 
 
 def panels_for(count: int, title: str) -> tuple[Figure, list[Axes]]:

@@ -25,6 +25,7 @@ from worker.families import Trace
 from worker.judge import Judge
 from worker.kept import without
 from worker.load import Material
+from worker.losses import Curves
 from worker.metrics import (
     Answers,
     Cost,
@@ -58,9 +59,11 @@ def evaluate(
     progress: Advance,
     kept: Mapping[str, AnswerSet] = MappingProxyType({}),
     cost: Cost = NOTHING_TOLD,
+    losses: Curves = MappingProxyType({}),
 ) -> Report:
     """Ask base, unlearned and reference network, measure, attack, ask again what earlier requests asked, and compare with
-    the policy. `trace`: how the method chose. `kept`: by side what a network answered before; what it lacks is added."""
+    the policy. `trace`: how the method chose, `losses`: how it went, by step. `kept`: by side what a network answered
+    before; what it lacks is added."""
     judge, panel = open_judge(material), open_panel(material, specification["evaluation"])
     sides = {"base": material.base.network, "unlearned": network}
     sides |= {"reference": material.reference.network} if material.reference else {}
@@ -93,10 +96,11 @@ def evaluate(
         "reference": material.reference.digest if material.reference else None,
         "answers": {side: each.described() for side, each in kept.items()},
         "trace": trace or {},
+        "losses": dict(losses),
     }
     published.Report.model_validate_json(json.dumps(document))
     drawn = picture.pictures(asked["base"], asked["unlearned"])
-    return Report(document, drawn | curves.pictures(trace or {}) | curves.of_attacks(attacks))
+    return Report(document, drawn | curves.pictures(trace or {}, losses) | curves.of_attacks(attacks))
 
 
 def held_to_policy(

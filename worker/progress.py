@@ -1,4 +1,4 @@
-"""What a method's `on_step` and `resume` are: progress for people, the check for a stop, and sealed resume state.
+"""What a method's `on_step` and `resume` are: progress for people, losses by step, the check for a stop, and sealed resume state.
 
 The state holds what moves: the trainable tensors, the optimizer, the generator and the number of steps done. It
 leaves the process only sealed with the job's key.
@@ -15,6 +15,7 @@ import torch
 
 from app.errors import Stopped
 from app.privacy.sealing import SealBroken, seal, unseal
+from worker.losses import Losses
 
 Tell = Callable[[str, dict[str, Any]], None]
 
@@ -60,11 +61,13 @@ class ResumableProgress:
         self._key, self._context, self._scratch, self._seconds = key, context, scratch, seconds
         self._show = Progress(tell, lambda: None)
         self._saved_at = time.monotonic()
-        self._done = 0
+        self.losses = Losses()
         self.sealed: bytes | None = None  # state of an earlier attempt, to go on from
 
     def on_step(self, step: int, total: int, figures: dict[str, Any], moving: dict[str, Any] | None) -> None:
         self._show(step, total, figures)
+        self.losses.add(step, total, figures)
+        self.losses.trains |= moving is not None
         why = self._stop()
         due = time.monotonic() - self._saved_at >= self._seconds
         if moving is not None and step < total and (due or why == "drained"):

@@ -22,6 +22,7 @@ from app.storage import LocalBlobs
 from worker import answer_set, by_name, cost, evaluate
 from worker.families import Trace
 from worker.load import Material, Warm, load, pick_device
+from worker.losses import Curves
 from worker.progress import Progress, ResumableProgress, Tell
 
 
@@ -36,7 +37,7 @@ def run(specification: dict[str, Any], warm: Warm, tell: Tell, stop: Callable[[]
     tell("stage", {"stage": "unlearning"})
     network = copy.deepcopy(material.base.network)
     spent, begun = cost.start(device), time.monotonic()
-    trace = unlearn(specification, material, network, blobs, warm, tell, stop)
+    trace, losses = unlearn(specification, material, network, blobs, warm, tell, stop)
     seconds = time.monotonic() - begun
     taken = spent()
 
@@ -45,7 +46,9 @@ def run(specification: dict[str, Any], warm: Warm, tell: Tell, stop: Callable[[]
     tell("stage", {"stage": "evaluating"})
     taken = replace(taken, **sizes)
     kept = answer_set.open_sets(specification, material, blobs)
-    report = evaluate.evaluate(specification, material, network, trace, seconds, Progress(tell, stop), kept, taken)
+    report = evaluate.evaluate(
+        specification, material, network, trace, seconds, Progress(tell, stop), kept, taken, losses
+    )
 
     passed = report.document["verdict"] == "passed"
     answers = answer_set.seal_sets(specification, material, kept, packed["digest"], passed)
@@ -61,8 +64,8 @@ def unlearn(
     warm: Warm,
     tell: Tell,
     stop: Callable[[], str | None],
-) -> Trace | None:
-    """Run the method on `network` in place. Returns what it chose on the way, for methods that choose."""
+) -> tuple[Trace | None, Curves]:
+    """Run the method on `network` in place. Returns what it chose on the way, for methods that choose, and its losses by step."""
     method = by_name.method(specification["method"])
     progress = ResumableProgress(
         tell,
@@ -90,7 +93,7 @@ def unlearn(
         **remember,
     )
     material.base.family.round_to_stored(network)
-    return trace
+    return trace, progress.losses.curves()
 
 
 def resume_context(specification: dict[str, Any]) -> bytes:
