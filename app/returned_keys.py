@@ -1,6 +1,6 @@
 """Keys that were destroyed and are there again, because an older copy of the key folder was restored: they go once more."""
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from app.deployment import Deployment
@@ -10,11 +10,12 @@ from app.records import request as requests
 from app.records.checkpoint import Checkpoint, Status
 from app.records.dataset import Dataset, Role
 from app.records.job import Job
+from app.records.request import Request
 
 
 def destroy_returned(lethe: Deployment, actor: str) -> int:
-    """Of purged forget sets, of requests that were purged without work, of resume states of jobs that ended, and of erased
-    answer sets. How many there were."""
+    """Of purged forget sets, of what purged requests named unless they completed and nobody erased it, of resume states of jobs
+    that ended, and of erased answer sets. How many there were."""
     present = {path.stem for path in lethe.keyring.files() if path.parent.name == "data"}
     if not present:
         return 0
@@ -33,7 +34,6 @@ def _erased(session: Session) -> set[str]:
     ended = select(Job.id).where(Job.status.in_(ENDED), Job.resume_blob.is_(None))
     past = Checkpoint.status.in_([Status.SUPERSEDED, Status.RETIRED])
     unanswered = select(Checkpoint.id).where(past, Checkpoint.answers.is_(None))
-    named = select(requests.Request.id).where(
-        requests.Request.status.in_(requests.WITHOUT_WORK), requests.Request.purged_at.is_not(None)
-    )
+    unkept = Request.status.not_in(requests.KEPT) | (func.length(Request.sealed) == 0)
+    named = select(Request.id).where(Request.purged_at.is_not(None), unkept)
     return {key for query in (purged, ended, unanswered, named) for key in session.scalars(query)}
