@@ -1,4 +1,9 @@
-"""Keys that were destroyed and are there again, because an older copy of the key folder was restored: they go once more."""
+"""Keys that should not be there: destroyed ones that an older copy of the key folder brought back, and those of requests that
+were never recorded.
+"""
+
+import time
+from pathlib import Path
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
@@ -12,6 +17,8 @@ from app.records.dataset import Dataset, Role
 from app.records.job import Job
 from app.records.request import Request
 
+DAY = 86400.0
+
 
 def destroy_returned(lethe: Deployment, actor: str) -> int:
     """Of purged forget sets, of what purged requests named unless they completed and nobody erased it, of resume states of jobs
@@ -21,12 +28,34 @@ def destroy_returned(lethe: Deployment, actor: str) -> int:
         return 0
     with lethe.store.read() as session:
         returned = present & _erased(session)
-    for key_id in returned:
+    return _destroyed(lethe, returned, actor, "keyring.returned_destroyed")
+
+
+def destroy_orphans(lethe: Deployment, actor: str) -> int:
+    """Of requests that no row knows a day later: the server was killed before the commit. How many there were."""
+    old = {path.stem for path in lethe.keyring.files() if path.stem.startswith("req_") and _age(path) > DAY}
+    if not old:
+        return 0
+    with lethe.store.read() as session:
+        orphans = old - set(session.scalars(select(Request.id)))
+    return _destroyed(lethe, orphans, actor, "keyring.orphans_destroyed")
+
+
+def _age(path: Path) -> float:
+    """Seconds since it was made or wrapped anew; 0 where it is gone."""
+    try:
+        return time.time() - path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def _destroyed(lethe: Deployment, keys: set[str], actor: str, action: str) -> int:
+    for key_id in keys:
         lethe.keyring.destroy(key_id)
-    if returned:
+    if keys:
         with lethe.store.write() as session:
-            history.write(session, actor, "keyring.returned_destroyed", "keyring", details={"keys": len(returned)})
-    return len(returned)
+            history.write(session, actor, action, "keyring", details={"keys": len(keys)})
+    return len(keys)
 
 
 def _erased(session: Session) -> set[str]:
