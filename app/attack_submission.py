@@ -61,11 +61,12 @@ def _refuse_if_forget_set_is_gone(lethe: Deployment, session: Session, request: 
     source = session.get(Dataset, request.forget_dataset_id) if request.forget_dataset_id else None
     drawn = request.forget_dataset_id is None and catalog.FAMILIES[model.family].generates
     there = source is not None and source.purged_at is None
-    if not (there or drawn) or not lethe.keyring.exists(request.key_id):
+    named = bool(request.sealed) and lethe.keyring.exists(request.key_id)
+    if not (there or drawn) or not named:
         raise Refused(
             "forget-set-purged",
             "request",
-            "Its forget set was purged, so nobody can ask for it again.",
+            f"{'Its forget set was purged' if named else 'What it named was erased'}, so nobody can ask for it again.",
             "Name the attacks in the model's evaluation, and they run before the next request's set is purged.",
             409,
         )

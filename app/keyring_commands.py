@@ -15,6 +15,7 @@ from app import fingerprint_rotation, key_rotation, keyring_status
 from app.deployment import Deployment, deploy
 from app.display import console, json_option
 from app.embedded import wait_for_dependencies
+from app.named_erasure import erase_named
 from app.settings import settings
 
 PARTED = (
@@ -22,6 +23,7 @@ PARTED = (
     "duplicates are told by that key."
 )
 CODES = ("expired", "compromised", "lost", "other")
+ERASURES = ("person_asked", "authority_order", "other")
 yes_option = click.option("--yes", is_flag=True, help="Do it: it cannot be undone.")
 
 
@@ -101,6 +103,22 @@ def retire_fingerprints(name: str, code: str, yes: bool, as_json: bool) -> None:
     if not yes:
         click.echo(PARTED, err=True)
         _ask_for_yes()
+
+
+@keyring.command("erase-request")
+@click.argument("request_id")
+@click.option("--reason-code", "code", type=click.Choice(ERASURES), required=True)
+@yes_option
+@json_option
+def erase_request(request_id: str, code: str, yes: bool, as_json: bool) -> None:
+    """Erase for ever what a completed request named: later versions are not asked about it, later requests for the same are no
+    duplicates of it."""
+    if not yes:
+        _ask_for_yes()
+    with _here() as lethe:
+        erased = erase_named(lethe, request_id, code)
+    said = "is erased" if erased else "was erased before"
+    click.echo(json.dumps({"erased": erased}) if as_json else f"What {request_id} named {said}.")
 
 
 @keyring.command("renew-api-secret")

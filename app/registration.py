@@ -27,6 +27,7 @@ from app.privacy.selection import label_map
 from app.recipe import check_evaluation, check_ladder, check_policy
 from app.records import checkpoint as checkpoints
 from app.records import dataset as datasets
+from app.records import history
 from app.records import intent as intents
 from app.records import model as models
 from app.records import named_key as named_keys
@@ -130,7 +131,8 @@ def keep_upload(lethe: Deployment, record: Upload, body: BinaryIO, once: Once = 
 
 
 def register_model(lethe: Deployment, new: NewModel, actor: str, once: Once = UNKEYED) -> str:
-    """Check a directory against its family, pack it as version 1 and store the model. Refused leaves nothing."""
+    """Check a directory against its family, pack it as version 1 and store the model. Refused leaves nothing; only an upload
+    whose content is not what was refused stays, for another try."""
     family = catalog.FAMILIES.get(new.family)
     if family is None:
         raise Refused(
@@ -143,7 +145,8 @@ def register_model(lethe: Deployment, new: NewModel, actor: str, once: Once = UN
         if models.find(session, new.name):
             raise _taken()
     with _directory(lethe, new, actor) as directory:
-        facts = lethe.decoders.model(directory, new.family)
+        with _spent_if_refused(lethe, new.upload):
+            facts = lethe.decoders.model(directory, new.family)
         named = {"train": new.train, "retain": new.retain, "test": new.test}
         columns = resolve_sets(lethe, new.family, _own_labels(family, facts), named, new.judge)
         check_shadows(lethe, new.family, columns["labels"], evaluation)
@@ -190,7 +193,7 @@ def _pack_and_store(
             models.add(session, model)
             checkpoints.add(session, base, model.created_by)
             intents.fulfil(session, blobs)
-            if upload_id and (upload := session.get(Upload, upload_id)):
+            if upload_id and (upload := session.get(Upload, upload_id, with_for_update=True)):
                 intents.declare(session, [upload.blob])  # nobody's from now on: swept if we die before it is deleted
                 session.delete(upload)
 
@@ -200,6 +203,24 @@ def _drop_upload(lethe: Deployment, upload_id: str) -> None:
     lethe.blobs.delete(blob)
     with lethe.store.write() as session:
         intents.forget(session, blob)
+
+
+@contextmanager
+def _spent_if_refused(lethe: Deployment, upload_id: str | None) -> Iterator[None]:
+    """An upload whose content is refused in the block goes at once, as data sets do."""
+    try:
+        yield
+    except Refused as refusal:
+        if upload_id is not None:
+            with lethe.store.write() as session:
+                if upload := session.get(Upload, upload_id, with_for_update=True):
+                    intents.declare(session, [upload.blob])
+                    session.delete(upload)
+                    history.write(
+                        session, upload.created_by, "upload.refused", upload_id, details={"code": refusal.code}
+                    )
+            _drop_upload(lethe, upload_id)
+        raise
 
 
 def _own_labels(family: catalog.Family, facts: DirectoryFacts) -> list[str]:
@@ -350,7 +371,7 @@ def _directory(lethe: Deployment, new: NewModel, actor: str) -> Iterator[Path]:
         raise NotFound("upload")
     target = scratch(lethe) / new_id("unpack")
     try:
-        with lethe.blobs.open(upload.blob) as archive:
+        with lethe.blobs.open(upload.blob) as archive, _spent_if_refused(lethe, upload.id):
             unpack_model(archive, target)
         yield target
     except BlobMissing:  # another request registered it in this moment

@@ -1,6 +1,11 @@
-"""Keys that were destroyed and are there again, because an older copy of the key folder was restored: they go once more."""
+"""Keys that should not be there: destroyed ones that an older copy of the key folder brought back, and those of requests that
+were never recorded.
+"""
 
-from sqlalchemy import select
+import time
+from pathlib import Path
+
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from app.deployment import Deployment
@@ -10,22 +15,47 @@ from app.records import request as requests
 from app.records.checkpoint import Checkpoint, Status
 from app.records.dataset import Dataset, Role
 from app.records.job import Job
+from app.records.request import Request
+
+DAY = 86400.0
 
 
 def destroy_returned(lethe: Deployment, actor: str) -> int:
-    """Of purged forget sets, of requests that were purged without work, of resume states of jobs that ended, and of erased
-    answer sets. How many there were."""
+    """Of purged forget sets, of what purged requests named unless they completed and nobody erased it, of resume states of jobs
+    that ended, and of erased answer sets. How many there were."""
     present = {path.stem for path in lethe.keyring.files() if path.parent.name == "data"}
     if not present:
         return 0
     with lethe.store.read() as session:
         returned = present & _erased(session)
-    for key_id in returned:
+    return _destroyed(lethe, returned, actor, "keyring.returned_destroyed")
+
+
+def destroy_orphans(lethe: Deployment, actor: str) -> int:
+    """Of requests that no row knows a day later: the server was killed before the commit. How many there were."""
+    old = {path.stem for path in lethe.keyring.files() if path.stem.startswith("req_") and _age(path) > DAY}
+    if not old:
+        return 0
+    with lethe.store.read() as session:
+        orphans = old - set(session.scalars(select(Request.id)))
+    return _destroyed(lethe, orphans, actor, "keyring.orphans_destroyed")
+
+
+def _age(path: Path) -> float:
+    """Seconds since it was made or wrapped anew; 0 where it is gone."""
+    try:
+        return time.time() - path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def _destroyed(lethe: Deployment, keys: set[str], actor: str, action: str) -> int:
+    for key_id in keys:
         lethe.keyring.destroy(key_id)
-    if returned:
+    if keys:
         with lethe.store.write() as session:
-            history.write(session, actor, "keyring.returned_destroyed", "keyring", details={"keys": len(returned)})
-    return len(returned)
+            history.write(session, actor, action, "keyring", details={"keys": len(keys)})
+    return len(keys)
 
 
 def _erased(session: Session) -> set[str]:
@@ -33,7 +63,6 @@ def _erased(session: Session) -> set[str]:
     ended = select(Job.id).where(Job.status.in_(ENDED), Job.resume_blob.is_(None))
     past = Checkpoint.status.in_([Status.SUPERSEDED, Status.RETIRED])
     unanswered = select(Checkpoint.id).where(past, Checkpoint.answers.is_(None))
-    named = select(requests.Request.id).where(
-        requests.Request.status.in_(requests.WITHOUT_WORK), requests.Request.purged_at.is_not(None)
-    )
+    unkept = Request.status.not_in(requests.KEPT) | (func.length(Request.sealed) == 0)
+    named = select(Request.id).where(Request.purged_at.is_not(None), unkept)
     return {key for query in (purged, ended, unanswered, named) for key in session.scalars(query)}

@@ -27,7 +27,7 @@ from app.records import request as requests
 from app.records import upload as uploads
 from app.records.upload import Upload
 from app.retirement import erase_condemned
-from app.returned_keys import destroy_returned
+from app.returned_keys import destroy_orphans, destroy_returned
 from app.rounds import Rounds
 
 log = structlog.get_logger()
@@ -115,11 +115,14 @@ def ring_again(lethe: Deployment) -> None:
 
 
 def purge_old_data(lethe: Deployment) -> None:
+    saved = [
+        name.removeprefix("resume/") for name in lethe.blobs.list("resume/")
+    ]  # perhaps by a lost attempt, after the end
     with lethe.store.read() as session:
         ended = requests.past_retention(session, lethe.settings.failed_retention_days)
         unadopted = datasets.unadopted(session, lethe.settings.unadopted_hours * 3600)
         forgotten = {upload.id: upload for upload in uploads.old(session, DAY)}
-        leftovers = jobs.with_leftovers(session)
+        leftovers = sorted({*jobs.with_leftovers(session), *jobs.ended_among(session, saved)})
         superseded = checkpoints.with_answers_to_erase(session)
     _each("after_job", leftovers, partial(_after_job, lethe))
     _each("purge_request", ended, partial(_purge_request, lethe))
@@ -168,11 +171,14 @@ def forget_idempotency_keys(lethe: Deployment) -> None:
 
 
 def watch_keys(lethe: Deployment, actor: str) -> None:
-    """Say in the log what an operator should do about keys, and destroy those that a backup brought back; hourly."""
+    """Say in the log what an operator should do about keys, and destroy those that a backup brought back or that a killed
+    server left; hourly."""
     if time.monotonic() - _last_watch[0] < 3600:
         return
     if returned := destroy_returned(lethe, actor):
         log.warning("keyring.returned_destroyed", keys=returned)
+    if orphans := destroy_orphans(lethe, actor):
+        log.warning("keyring.orphans_destroyed", keys=orphans)
     keyring_status.note_first_use(lethe)
     for warned in keyring_status.warnings(lethe):
         log.warning(warned["event"], remedy=warned["remedy"])

@@ -181,7 +181,8 @@ class UploadOut(BaseModel):
 async def upload(
     request: Request, response: Response, lethe: Lethe, key: Writer, once: IdempotentStream
 ) -> dict[str, Any]:
-    """Upload a model directory (config and safetensors) as a zip or tar; name its id in POST /v1/models within a day."""
+    """Upload a model directory (config and safetensors) as a zip or tar; name its id in POST /v1/models within a day.
+    It is looked into there: if its content is refused, it is deleted at once."""
     record = Upload(id=new_id("up"), created_by=key.actor)
     with tempfile.TemporaryFile(dir=scratch(lethe)) as body:
         record.bytes = await receive(request, body, lethe.settings.max_upload_bytes, once)

@@ -39,7 +39,9 @@ def keep_of_request(store: Store, keyring: Keyring, blobs: LocalBlobs, request_i
         model = session.get_one(Model, request.model_id)
         dataset = session.get(Dataset, request.forget_dataset_id) if request.forget_dataset_id else None
         earlier = purge_proofs.find(session, dataset.id) if dataset else None
-        keys = _keys(session, request)
+        keys = [
+            job.key_id for job in jobs.of_request(session, request_id)
+        ]  # its own, too, if it ends so: `complete` knows
     if being_deleted(dataset):
         return
     owner = dataset.adopted_by if dataset else None
@@ -56,7 +58,8 @@ def keep_of_request(store: Store, keyring: Keyring, blobs: LocalBlobs, request_i
 
 
 def complete(session: Session, request: Request) -> Document | None:
-    """What was kept, with the keys of work that the request did since; None when nothing was. The caller holds the request."""
+    """What was kept, with the keys of work that the request did since and, as it has ended now, its own; None when nothing
+    was. The caller holds the request."""
     document = purge_proofs.find(session, request.id)
     if document is None:
         return None
@@ -104,7 +107,7 @@ def still_there(session: Session, keyring: Keyring, blobs: LocalBlobs, request: 
 
 def _keys(session: Session, request: Request) -> list[str]:
     """Ids of the keys that its purge destroys beside its set's."""
-    named = [request.key_id] if request.status in requests.WITHOUT_WORK else []
+    named = [] if request.status in requests.KEPT and request.sealed else [request.key_id]
     return [*(job.key_id for job in jobs.of_request(session, request.id)), *named]
 
 

@@ -27,7 +27,6 @@ from app.settings import Settings
 from app.storage import LocalBlobs
 
 ENDED = (jobs.Status.SUCCEEDED, jobs.Status.FAILED, jobs.Status.CANCELLED)
-KEPT = (requests.Status.COMPLETED, requests.Status.REOPENED)  # later versions are asked about what these named
 
 
 def after_job(store: Store, keyring: Keyring, blobs: LocalBlobs, job_id: str, settings: Settings) -> None:
@@ -46,9 +45,9 @@ def after_job(store: Store, keyring: Keyring, blobs: LocalBlobs, job_id: str, se
 
 def purge_request(store: Store, keyring: Keyring, blobs: LocalBlobs, request_id: str, settings: Settings) -> None:
     """If the request is past its retention, and nobody holds it: erase the sealed set that it adopted, what is left of its
-    jobs' resume state, the digests held for an override and, unless it completed, its own fingerprint. What it named goes with
-    its key if it ended without work; else it stays sealed, for later versions to be asked about. A registered set that it only
-    pointed into stays.
+    jobs' resume state, the digests held for an override and, unless it completed, its own fingerprint and the key of what it
+    named; of one that completed that stays sealed, for later versions to be asked about. A registered set that it only pointed
+    into stays.
 
     What proves the purge is kept first, in a transaction of its own: large sets are digested with no lock held. A set that its
     owner is deleting goes first, and a later round purges the request."""
@@ -67,10 +66,9 @@ def purge_request(store: Store, keyring: Keyring, blobs: LocalBlobs, request_id:
             _erase_resume_state(keyring, blobs, job)
         if dataset is not None and dataset.adopted_by == request_id:
             _erase_dataset(session, keyring, blobs, dataset, "the request ended", document)
-        if request.status in requests.WITHOUT_WORK:
-            keyring.destroy(request.key_id)
         held_tombstones.drop(session, request_id)
-        if request.status not in KEPT:
+        if request.status not in requests.KEPT:
+            keyring.destroy(request.key_id)
             request.fingerprint = None
         request.purged_at = session.scalar(select(now()))
         history.write(session, "system", "request.purged", request_id, request_id, document)

@@ -14,7 +14,7 @@ from app.catalog import FAMILIES
 from app.errors import Refused
 from app.privacy.concept import naming, words
 from app.privacy.fingerprints import marks_of
-from app.privacy.sealing import Keyring, unseal
+from app.privacy.sealing import KeyGone, Keyring, unseal
 from app.records.dataset import Dataset
 from app.records.model import Model
 from app.records.request import Request
@@ -48,6 +48,8 @@ def read_index(dataset: Dataset, keyring: Keyring, blobs: Blobs) -> Index:
 
 def read_wish(request: Request, keyring: Keyring) -> dict[str, Any]:
     """What a request names: concept, ids and labels. Raises KeyGone when its key was destroyed."""
+    if not request.sealed:
+        raise KeyGone("what it named was erased")  # even where an older key folder brought its key back
     what: dict[str, Any] = json.loads(
         unseal(keyring.key(request.key_id), request.sealed, f"request/{request.id}".encode())
     )

@@ -377,6 +377,11 @@ def with_leftovers(session: Session) -> list[str]:
     return list(session.scalars(select(Job.id).where(ended, Job.resume_blob.is_not(None)).limit(500)))
 
 
+def ended_among(session: Session, ids: list[str]) -> list[str]:
+    ended = Job.status.in_([Status.SUCCEEDED, Status.FAILED, Status.CANCELLED])
+    return list(session.scalars(select(Job.id).where(ended, Job.id.in_(ids))))
+
+
 def running_since_before(session: Session, at: float) -> int:
     """How many jobs that unlearn were claimed before and still run."""
     old = (Job.status == Status.RUNNING) & (Job.kind == Kind.UNLEARN) & (Job.started_at < at)

@@ -54,6 +54,7 @@ AT_ONCE = (
 )  # purged so, whatever the model's retention
 TERMINAL = (Status.COMPLETED, *RETRIABLE, Status.CANCELLED, Status.DENIED, Status.EXPIRED)
 WITHOUT_WORK = (Status.DENIED, Status.EXPIRED, Status.CANCELLED)  # ends of a request that waits; nothing follows them
+KEPT = (Status.COMPLETED, Status.REOPENED)  # later versions are asked about what these named
 MOVES: dict[Status, tuple[Status, ...]] = {
     Status.AWAITING_VERIFICATION: (Status.AWAITING_APPROVAL, Status.QUEUED, *WITHOUT_WORK),
     Status.AWAITING_APPROVAL: (Status.QUEUED, *WITHOUT_WORK),
@@ -90,7 +91,7 @@ class Request(Record):
     verification: Mapped[dict[str, Any] | None]  # outcome, method, reference, at, by
     decision: Mapped[dict[str, Any] | None]  # outcome, at, by
     extension: Mapped[dict[str, Any] | None]  # code, notified_at, due_before, at, by
-    sealed: Mapped[bytes] = mapped_column(LargeBinary)  # concept and what to forget, under the request's own key
+    sealed: Mapped[bytes] = mapped_column(LargeBinary)  # concept and what to forget, under its own key; empty: erased
     fingerprint: Mapped[str | None] = mapped_column(index=True)  # keyed digest of what it asks of the model
     forget_kind: Mapped[str]
     forget_count: Mapped[int]

@@ -19,6 +19,7 @@ from app.fingerprint_rotation import retire, rotate
 from app.privacy.sealing import Keyring
 from app.records import checkpoint as checkpoints
 from app.records import model as models
+from app.records.request import Request
 from app.registration import scratch
 from app.settings import Settings
 from tests.app.api.deployed import World, asked, audited, build, forget_set, forgotten, upload_set
@@ -147,6 +148,18 @@ def test_the_operator_rotates_and_retires_from_the_shell(operator: World) -> Non
     assert not operator.lethe.keyring.has_named(FIRST)
     assert "New uploads are marked with it" in lethe("keyring", "retire-fingerprints", "fingerprint-2", "--reason-code", "other",
                                                      status=1).stderr  # fmt: skip
+
+
+def test_the_operator_erases_what_a_completed_request_named(operator: World) -> None:
+    request_id, running = (asked(operator.admin)["id"] for _ in range(2))
+    erase = ("keyring", "erase-request", request_id, "--reason-code", "person_asked")
+    assert "add --yes" in lethe(*erase, status=1).stderr and operator.lethe.keyring.exists(request_id)
+    with operator.lethe.store.write() as session:
+        request = session.get_one(Request, request_id)
+        request.status, request.purged_at = "completed", 1.0
+    assert "is erased" in lethe(*erase, "--yes").stdout and not operator.lethe.keyring.exists(request_id)
+    assert json.loads(lethe(*erase, "--yes", "--json").stdout) == {"erased": False}
+    assert "its purge" in lethe("keyring", "erase-request", running, "--reason-code", "other", "--yes", status=1).stderr
 
 
 def test_a_key_that_a_restored_backup_brings_back_is_destroyed_again(

@@ -8,6 +8,7 @@ import pytest
 from sqlalchemy import update
 
 from app.catalog import ATTACKS
+from app.privacy import purge
 from app.records import attack_result as attack_results
 from app.records import checkpoint as checkpoints
 from app.records import dataset as datasets
@@ -97,6 +98,21 @@ def test_a_purged_upload_cannot_be_asked_again(world: World) -> None:
         datasets.purge(session, session.get_one(Dataset, named), "system", "the request ended")
     before = stored(world.lethe)
     refused(post(world, request_id), 409, "forget-set-purged", "request")
+    assert stored(world.lethe) == before
+
+
+def test_what_a_failed_request_named_cannot_be_attacked_after_its_purge(world: World) -> None:
+    request_id = attackable(world, forget={"class_label": "2"})
+    with world.lethe.store.write() as session:
+        jobs.ask_newest_to_cancel(session, request_id, "test")
+        session.get_one(Request, request_id).status = "evaluation_failed"
+    assert post(world, request_id).status_code == 202  # while it may be retried
+    lethe = world.lethe
+    at_once = lethe.settings.model_copy(update={"failed_retention_days": 0.0})
+    purge.purge_request(lethe.store, lethe.keyring, lethe.blobs, request_id, at_once)
+    before = stored(world.lethe)
+    problem = refused(post(world, request_id), 409, "forget-set-purged", "request")
+    assert problem["errors"][0]["rule"].startswith("What it named was erased")
     assert stored(world.lethe) == before
 
 

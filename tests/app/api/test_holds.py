@@ -8,6 +8,8 @@ import pytest
 
 from app import sweeper
 from app.audit import tree
+from app.errors import NotFound, Refused
+from app.named_erasure import erase_named
 from app.privacy import proof, purge
 from app.privacy.fingerprints import fingerprint
 from app.privacy.images import decode, digest_of
@@ -225,12 +227,12 @@ def test_a_set_that_its_owner_deleted_is_proven_in_the_request_s_purge_too(world
     assert found["objects"] == entry["details"]["objects"] and len(found["objects"]) == 2
 
 
-@pytest.mark.parametrize("status", ["denied", "expired", "cancelled"])
-def test_what_a_request_named_goes_with_its_set_where_no_work_was_done(world: World, status: str) -> None:
+@pytest.mark.parametrize("status", ["denied", "expired", "cancelled", "failed", "evaluation_failed"])
+def test_what_a_request_named_goes_with_its_set_unless_it_completed(world: World, status: str) -> None:
     dataset_id = forget_set(world.admin)
     request_id = asked(world.admin, forget={"dataset": dataset_id}, concept="anna")["id"]
     assert hold(world, request_id).status_code == 200
-    end(world, request_id, status)
+    end(world, request_id, status, days_ago=31)
     assert not sweep(world, request_id)
     assert world.admin.get(f"/v1/requests/{request_id}").json()["concept"] == "anna"
     assert world.admin.delete(f"/v1/requests/{request_id}/hold").status_code == 204
@@ -244,13 +246,59 @@ def test_what_a_request_named_goes_with_its_set_where_no_work_was_done(world: Wo
     assert world.admin.get(f"/v1/requests/{request_id}/purge").json()["now"]["keys_present"] == 0
 
 
-@pytest.mark.parametrize("status", ["completed", "reopened", "failed"])
-def test_what_other_requests_named_stays_to_be_asked_again(world: World, status: str) -> None:
+@pytest.mark.parametrize("status", ["completed", "reopened"])
+def test_what_a_completed_request_named_stays_to_be_asked_again(world: World, status: str) -> None:
     request_id = asked(world.admin, concept="anna")["id"]
     end(world, request_id, status, days_ago=31)
     assert sweep(world, request_id)
     destroy_returned(world.lethe, "test")
     assert world.admin.get(f"/v1/requests/{request_id}").json()["concept"] == "anna"
+
+
+def test_what_a_failed_request_named_stays_while_it_may_be_retried(world: World) -> None:
+    request_id = asked(world.admin, concept="anna")["id"]
+    end(world, request_id, "failed", days_ago=29)
+    assert not sweep(world, request_id)
+    assert world.admin.get(f"/v1/requests/{request_id}").json()["concept"] == "anna"
+    assert world.admin.post(f"/v1/requests/{request_id}/retry").status_code == 202
+
+
+def test_what_a_completed_request_named_is_erased_at_a_word_and_no_older_key_folder_brings_it_back(
+    world: World,
+) -> None:
+    request_id = asked(world.admin, concept="anna")["id"]
+    refused_as(world, request_id, "not-completed")
+    keep_for(world, completed_days=1)
+    end(world, request_id)
+    refused_as(world, request_id, "not-purged")
+    keep_for(world)
+    assert sweep(world, request_id)
+    path = world.lethe.keyring.folder / f"data/{request_id}.key"
+    backup = path.read_bytes()
+    assert erase_named(world.lethe, request_id, "person_asked")
+    (entry,) = audited(world, request=request_id, action="request.named_erased")
+    assert entry["details"] == {"code": "person_asked", "key": hashlib.sha256(request_id.encode()).hexdigest()}
+    shown = world.admin.get(f"/v1/requests/{request_id}").json()
+    assert not path.exists() and shown["concept"] is None
+    with world.lethe.store.read() as session:
+        request = session.get_one(Request, request_id)
+    assert (request.sealed, request.fingerprint) == (b"", None)
+    path.write_bytes(backup)
+    path.chmod(0o600)
+    assert world.admin.get(f"/v1/requests/{request_id}").json() == shown
+    assert world.admin.get(f"/v1/requests/{request_id}/purge").json()["now"]["keys_present"] == 1
+    destroy_returned(world.lethe, "test")
+    assert world.admin.get(f"/v1/requests/{request_id}/purge").json()["now"]["keys_present"] == 0
+    assert not erase_named(world.lethe, request_id, "other")
+    assert len(audited(world, request=request_id, action="request.named_erased")) == 1
+    with pytest.raises(NotFound):
+        erase_named(world.lethe, "req_nobody", "other")
+
+
+def refused_as(world: World, request_id: str, code: str) -> None:
+    with pytest.raises(Refused) as refusal:
+        erase_named(world.lethe, request_id, "other")
+    assert (refusal.value.code, refusal.value.status) == (code, 409) and world.lethe.keyring.exists(request_id)
 
 
 def test_a_proof_that_was_kept_before_a_retry_names_the_retry_s_keys_too(world: World) -> None:

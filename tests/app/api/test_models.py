@@ -51,6 +51,21 @@ def test_registering_uses_the_upload_up(world: World) -> None:
     refused(world.admin.post("/v1/models", json=body | {"name": "again"}), 404, "not-found")
 
 
+def test_an_upload_whose_content_is_refused_goes_at_once_and_one_whose_request_is_refused_stays(world: World) -> None:
+    upload = upload_model(world.admin, world.directory)
+    body = {"name": "digits", "family": "image_classifier", "source": {"upload": upload}}
+    refused(world.admin.post("/v1/models", json=body), 409, "name-taken")
+    refused(world.admin.post("/v1/models", json=body | {"name": "kept", "train": "no-such"}), 422, "unknown-dataset")
+    assert world.lethe.blobs.exists(f"uploads/{upload}")
+    wrong = body | {"name": "kept", "family": "clip"}
+    answer = world.admin.post("/v1/models", json=wrong)
+    problem = refused(answer, 422)
+    assert not world.lethe.blobs.exists(f"uploads/{upload}") and stored(world.lethe)[0]["intents"] == 0
+    (entry,) = audited(world, resource=upload, action="upload.refused")
+    assert entry["details"] == {"code": problem["type"].rpartition(":")[2]}
+    refused(world.admin.post("/v1/models", json=body | {"name": "kept"}), 404, "not-found")
+
+
 def test_uploads_belong_to_their_key(world: World) -> None:
     upload = upload_model(world.admin, world.directory)
     other = world.admin.post("/v1/keys", json={"name": "other", "role": "admin"}).json()["key"]

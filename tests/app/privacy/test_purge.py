@@ -1,13 +1,15 @@
 """What may be erased, when: never under a request that runs, always once it ended, and whole after an interruption."""
 
 import json
+import os
+import time
 
 import pytest
 from sqlalchemy.orm import Session
 
 from app import sweeper
 from app.deployment import Deployment
-from app.privacy import purge
+from app.privacy import proof, purge
 from app.privacy.sealing import seal
 from app.records import checkpoint as checkpoints
 from app.records import dataset as datasets
@@ -18,6 +20,7 @@ from app.records.base import new_id
 from app.records.checkpoint import Checkpoint
 from app.records.dataset import Dataset
 from app.records.request import Request
+from app.returned_keys import destroy_orphans
 from tests.app.records.test_job import add_job, add_model, claim, read
 
 
@@ -110,6 +113,35 @@ def test_an_interrupted_deletion_is_finished_by_the_sweeper(lethe: Deployment) -
     assert not gone(lethe, dataset_id)
     sweeper.sweep(lethe)
     assert gone(lethe, dataset_id)
+
+
+def test_resume_state_that_a_paused_worker_saved_after_the_end_is_swept(lethe: Deployment) -> None:
+    """Its lease was renewed, then it slept while another attempt ended the job and erased its state."""
+    job_id, request_id, _ = add_request(lethe)
+    claim(lethe)
+    running, _, _ = add_request(lethe)
+    with lethe.store.write() as session:
+        jobs.succeed(session, job_id, 1, "worker:a", True, {})
+    purge.after_job(lethe.store, lethe.keyring, lethe.blobs, job_id, lethe.settings)
+    lethe.blobs.put(f"resume/{job_id}", b"sealed")
+    with lethe.store.read() as session:
+        request = session.get_one(Request, request_id)
+        assert proof.still_there(session, lethe.keyring, lethe.blobs, request)["objects_present"] == 1
+    sweeper.purge_old_data(lethe)
+    with lethe.store.read() as session:
+        assert proof.still_there(session, lethe.keyring, lethe.blobs, request)["objects_present"] == 0
+    assert lethe.blobs.exists(f"resume/{running}") and lethe.keyring.exists(running)
+
+
+def test_a_request_s_key_without_a_request_goes_after_a_day(lethe: Deployment) -> None:
+    _, known, _ = add_request(lethe)
+    orphan, young, other = new_id("req"), new_id("req"), new_id("ds")
+    for key_id in (known, orphan, young, other):
+        lethe.keyring.new_key(key_id)
+        if key_id != young:
+            os.utime(lethe.keyring.folder / f"data/{key_id}.key", (time.time() - 90_000,) * 2)
+    assert destroy_orphans(lethe, "test") == 1 and destroy_orphans(lethe, "test") == 0
+    assert [lethe.keyring.exists(each) for each in (known, orphan, young, other)] == [True, False, True, True]
 
 
 def test_resume_state_that_a_dead_worker_left_is_swept(lethe: Deployment) -> None:

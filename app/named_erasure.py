@@ -1,0 +1,33 @@
+"""What a completed request named, erased at an operator's word: nobody is asked about it again, no duplicate of it is told.
+
+The key goes first, then the ciphertext and the fingerprint in the transaction that says so. The empty column is what shows an
+older copy of the key folder that its key must go again (app/returned_keys.py).
+"""
+
+import hashlib
+
+from app.deployment import Deployment
+from app.errors import NotFound, Refused
+from app.records import history
+from app.records.request import KEPT, Request
+
+
+def erase_named(lethe: Deployment, request_id: str, code: str, actor: str = "operator") -> bool:
+    """False when it was erased before. Refused while its purge is still to come, which decides what goes and what is held."""
+    with lethe.store.write() as session:
+        request = session.get(Request, request_id, with_for_update=True)
+        if request is None:
+            raise NotFound("request")
+        if request.status not in KEPT:
+            rule = f"It is {request.status}: what it named goes with its purge."
+            raise Refused("not-completed", "request", rule, "Wait for its retention, or shorten it.", 409)
+        if request.purged_at is None:
+            rule = "Its forget set is still kept, by the model's retention or a legal hold."
+            raise Refused("not-purged", "request", rule, "Wait for its purge, or shorten the retention.", 409)
+        lethe.keyring.destroy(request.key_id)
+        if not request.sealed:
+            return False
+        request.sealed, request.fingerprint = b"", None
+        details = {"code": code, "key": hashlib.sha256(request.key_id.encode()).hexdigest()}
+        history.write(session, actor, "request.named_erased", request_id, request_id, details)
+    return True
