@@ -183,7 +183,7 @@ def delete_dataset(name: str, lethe: Lethe, key: Writer) -> None:
     if not dataset.sealed and dataset.created_by != key.actor and MODELS_ADMIN not in key.scopes:
         raise NotOwner("data set")
     with lethe.store.write() as session:
-        if models.uses_dataset(session, dataset.id) or not datasets.withdraw(session, dataset.id):
+        if not datasets.withdraw(session, dataset.id) or models.uses_dataset(session, dataset.id):  # asked with it held
             raise Conflict("A model or a request uses this data set.", code="dataset-in-use")
     purge.purge_withdrawn(lethe.store, lethe.keyring, lethe.blobs, dataset.id, "deleted by its owner")
 

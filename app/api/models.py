@@ -36,7 +36,16 @@ from app.records.api_key import ApiKey
 from app.records.base import new_id
 from app.records.model import Model
 from app.records.upload import Upload
-from app.registration import NewModel, check_shadows, keep_upload, register_model, resolve_sets, scratch
+from app.registration import (
+    SETS,
+    NewModel,
+    check_shadows,
+    keep_sets,
+    keep_upload,
+    register_model,
+    resolve_sets,
+    scratch,
+)
 
 router = APIRouter(prefix="/v1", tags=["models"])
 Writer = Annotated[ApiKey, Depends(need("models:write"))]
@@ -286,6 +295,7 @@ def change_model(
             raise PreconditionFailed
         if "labels" in changes:  # another change may have appended some since they were read
             changes["labels"] = list(dict.fromkeys([*model.labels, *changes["labels"]]))
+        keep_sets(session, changes)
         models.change(session, model, changes, key.actor)
     return _one(lethe, model.id, response)
 
@@ -293,17 +303,13 @@ def change_model(
 def _changes(lethe: Deployment, model: Model, body: ModelPatch, key: ApiKey) -> dict[str, Any]:
     """Columns and their new values, all checked."""
     sent = body.model_fields_set
-    named = {role: getattr(body, role) for role in ("train", "retain", "test")}
-    changes = resolve_sets(lethe, model.family, model.labels, named, body.judge)
+    named = {role: getattr(body, role) for role in SETS}
+    changes = resolve_sets(lethe, model.family, model.labels, named, body.judge, key.actor)
     if changes["labels"] == model.labels:
         del changes["labels"]
     elif model.judge_id and "judge" not in sent:  # the present judge must know the new labels, too
-        resolve_sets(lethe, model.family, changes["labels"], {}, model.judge_id)
-    changes |= {
-        f"{field}_id": None
-        for field in ("train", "retain", "test", "judge")
-        if field in sent and getattr(body, field) is None
-    }
+        resolve_sets(lethe, model.family, changes["labels"], {}, model.judge_id, key.actor)
+    changes |= {f"{field}_id": None for field in (*SETS, "judge") if field in sent and getattr(body, field) is None}
     if body.policy is not None:
         policy = {
             kind: [threshold.model_dump() for threshold in thresholds] for kind, thresholds in body.policy.items()
