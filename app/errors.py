@@ -6,6 +6,7 @@
     |- Unauthorized          401     no key, or a key that is unknown, expired or revoked
     |- Forbidden             403     a good key without the scope
     |- SameKey               403     who asked may not decide
+    |- NotOwner              403     another key's, which everybody may read and use, and its owner change
     |- Conflict              409     the thing's present state does not allow it
     |- Gone                  410     it was here, and is erased for ever
     |- PreconditionFailed    412     If-Match or If-None-Match does not hold
@@ -104,6 +105,16 @@ class SameKey(LetheError):
     def __init__(self) -> None:
         super().__init__(
             "The key that made a request may not decide on it: another one must.", code="separation-of-duties"
+        )
+
+
+class NotOwner(LetheError):
+    status_of_class = 403
+    title_of_class = "Not allowed"
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"This {what} is another key's. Ask its owner, or use a key with the scope models:admin.", code="not-owner"
         )
 
 

@@ -1,6 +1,7 @@
 """Accept data sets and models: check first, then bytes under an intent, then one transaction."""
 
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -40,6 +41,7 @@ from app.records.upload import Upload
 from app.storage import BlobMissing
 
 Content = Path | bytes | Iterator[bytes]
+SETS = ("train", "retain", "test")  # of a model; each has a column <role>_id
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,8 @@ def check_name(lethe: Deployment, role: Role, name: str | None) -> None:
         )
     if role != Role.FORGET and name is None:
         raise Refused("name-missing", "name", f"A set of role {role} needs a name.", "Add ?name=...")
+    if name and re.fullmatch(r"[a-z]+_[0-9a-f]{28}", name):  # "taken" would tell that another key's forget set is there
+        raise Refused("name-refused", "name", "It has the form of an id.", "Choose another name.")
     with lethe.store.read() as session:
         if name and datasets.find(session, name):
             raise _taken()
@@ -147,8 +151,8 @@ def register_model(lethe: Deployment, new: NewModel, actor: str, once: Once = UN
     with _directory(lethe, new, actor) as directory:
         with _spent_if_refused(lethe, new.upload):
             facts = lethe.decoders.model(directory, new.family)
-        named = {"train": new.train, "retain": new.retain, "test": new.test}
-        columns = resolve_sets(lethe, new.family, _own_labels(family, facts), named, new.judge)
+        named = {role: getattr(new, role) for role in SETS}
+        columns = resolve_sets(lethe, new.family, _own_labels(family, facts), named, new.judge, actor)
         check_shadows(lethe, new.family, columns["labels"], evaluation)
         model = Model(
             id=new_id("model"),
@@ -190,6 +194,7 @@ def _pack_and_store(
         contents: dict[str, Content] = {names["pack"]: pack, names["manifest"]: weights.encode(manifest)}
         with _published(lethe, contents) as blobs, lethe.store.write() as session:
             once.claim(session, model.id)
+            keep_sets(session, {f"{role}_id": getattr(model, f"{role}_id") for role in SETS})
             models.add(session, model)
             checkpoints.add(session, base, model.created_by)
             intents.fulfil(session, blobs)
@@ -231,9 +236,10 @@ def _own_labels(family: catalog.Family, facts: DirectoryFacts) -> list[str]:
 
 
 def resolve_sets(
-    lethe: Deployment, family: str, labels: list[str], sets: dict[str, str | None], judge: str | None
+    lethe: Deployment, family: str, labels: list[str], sets: dict[str, str | None], judge: str | None, actor: str
 ) -> dict[str, Any]:
-    """The model's columns: ids of the named sets and the judge, and its labels.
+    """The model's columns: ids of the named sets and the judge, and its labels. A forget set of another key than the actor's
+    is as unknown as one that is not there.
 
     A set's labels must be the model's; where labels come from the sets, those that are new are appended, so that a
     label keeps its number for ever.
@@ -247,8 +253,8 @@ def resolve_sets(
             if name is None:
                 continue
             dataset = datasets.find(session, name)
-            if dataset is None:
-                raise Refused("unknown-dataset", role, "There is no such data set.", "Upload it first.")
+            if dataset is None or (dataset.sealed and dataset.created_by != actor):
+                raise _unknown_set(role)
             if dataset.sealed:
                 raise Refused(
                     "forget-set-refused", role, "A forget set cannot judge a model.", "Upload it under another role."
@@ -265,6 +271,20 @@ def resolve_sets(
                 _check_judge(lethe, session, known, labels, by_name=catalog.FAMILIES[family].texts)
             ids["judge_id"] = known.id
     return ids
+
+
+def keep_sets(session: Session, columns: dict[str, Any]) -> None:
+    """Sets that the columns name stay until the transaction, which writes them, ends. Refused when one is gone since, or its
+    deletion was cut off."""
+    for role in SETS:
+        named = columns.get(f"{role}_id")
+        if named is not None and not datasets.keep(session, named):
+            raise _unknown_set(role)
+
+
+def _unknown_set(role: str) -> Refused:
+    rule = "There is no such data set, or your key may not see it."
+    return Refused("unknown-dataset", role, rule, "Upload it first.")
 
 
 def check_shadows(

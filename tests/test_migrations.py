@@ -27,6 +27,7 @@ from tests.app.records.test_job import add_job, add_model
 ROLES = ("admin", "approver", "requester")
 LATER = (  # scopes that roles were given by a migration
     "requests:reopen", "checkpoints:override", "requests:verify", "requests:approve", "requests:hold", "checkpoints:retire",
+    "models:admin",
 )  # fmt: skip
 
 
@@ -169,6 +170,20 @@ def test_requests_that_wait_for_a_person_are_cancelled_by_a_schema_that_knows_no
         request, model = session.scalars(select(Request)).one(), session.scalars(select(Model)).one()
     assert (request.needs, request.regime, request.extension) == ([], "other", None)
     assert model.process == {"verification": "none", "approval": "none"}
+
+
+def test_models_of_before_belong_to_the_key_that_registered_them(lethe: Deployment) -> None:
+    config = migration._config()
+    model_id = add_model(lethe)
+    with lethe.store.write() as session:
+        session.get_one(Model, model_id).owner = "key:another"
+    with lethe.store.write() as session:
+        config.attributes["connection"] = session.connection()
+        command.downgrade(config, "0015")
+    migration.upgrade(lethe.store)
+    with lethe.store.read() as session:
+        model = session.get_one(Model, model_id)
+    assert model.owner == model.created_by == "test"
 
 
 def test_models_of_before_keep_what_the_deployment_says(lethe: Deployment) -> None:

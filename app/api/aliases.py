@@ -6,7 +6,7 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
 from app import promotion
-from app.api.dependencies import After, Lethe, Limit, Page, Text, moment, need, paged, position
+from app.api.dependencies import After, Lethe, Limit, Page, Text, moment, need, need_own, paged, position
 from app.api.once import Idempotent, tell
 from app.api.openapi import refusals
 from app.deployment import Deployment
@@ -24,7 +24,8 @@ from app.records.model import Model
 
 router = APIRouter(prefix="/v1/models/{name}/aliases", tags=["aliases"])
 Reader = Annotated[ApiKey, Depends(need("models:read"))]
-Writer = Annotated[ApiKey, Depends(need("models:write"))]
+Writer = Annotated[ApiKey, Depends(need_own("models:write"))]
+Roller = Annotated[ApiKey, Depends(need_own("models:write", REOPEN))]
 Auditor = Annotated[ApiKey, Depends(need("audit:read"))]
 IfMatch = Annotated[str | None, Header()]
 WHY = "Why it moves; kept in the audit for ever, in plain, so it must not name the person."
@@ -112,7 +113,7 @@ def set_alias(
 ) -> dict[str, Any]:
     """Point an alias at a released version; quarantined and superseded ones are refused (409). To create it, send
     `If-None-Match: *`; to move it, If-Match with its ETag. A name is 1 to 50 of `a-z`, `0-9` and `-`, begins with a letter
-    and is not `head`. Setting it to the version that it has changes nothing."""
+    and is not `head`. Setting it to the version that it has changes nothing. 403 `not-owner` for a model of another key."""
     only_new = if_none_match is not None and if_none_match.strip() == "*"
     if if_match is None and not only_new:
         raise _precondition("It must name the alias's ETag, or If-None-Match: * must create it.")
@@ -132,7 +133,7 @@ def remove_alias(
     reason: Annotated[Reason, Query(description=WHY)],
     if_match: IfMatch = None,
 ) -> None:
-    """Take an alias away. Needs If-Match with its ETag; its moves stay."""
+    """Take an alias away. Needs If-Match with its ETag; its moves stay. 403 `not-owner` for a model of another key."""
     if if_match is None:
         raise _precondition("It must name the alias's ETag.")
     promotion.remove_alias(lethe, Step(name, alias, reason, key.actor, if_match))
@@ -145,7 +146,7 @@ def roll_back(
     body: RollbackIn,
     response: Response,
     lethe: Lethe,
-    key: Writer,
+    key: Roller,
     once: Idempotent,
     if_match: IfMatch = None,
 ) -> dict[str, Any]:

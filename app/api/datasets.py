@@ -8,11 +8,22 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, Field
 
-from app.api.dependencies import After, Lethe, Limit, Page, last_seen, moment, need, paged, position
+from app.api.dependencies import (
+    MODELS_ADMIN,
+    After,
+    Lethe,
+    Limit,
+    Page,
+    last_seen,
+    moment,
+    need,
+    paged,
+    position,
+)
 from app.api.once import IdempotentStream, tell
 from app.api.openapi import refusals
 from app.deployment import Deployment
-from app.errors import Conflict, Forbidden, NotFound, TooLarge, UnsupportedMedia
+from app.errors import Conflict, NotFound, NotOwner, TooLarge, UnsupportedMedia
 from app.idempotency import UNKEYED, Once
 from app.privacy import purge
 from app.privacy.selection import read_index
@@ -166,13 +177,13 @@ def list_samples(
 
 @router.delete("/{name}", status_code=204, responses=refusals(409))
 def delete_dataset(name: str, lethe: Lethe, key: Writer) -> None:
-    """Erase a set: its key, if sealed, then its bytes. Refused while a model or a request uses it. Sets of other keys
-    need the scope requests:admin."""
+    """Erase a set: its key, if sealed, then its bytes. Refused while a model or a request uses it. Of other keys'
+    sets a forget set needs the scope requests:admin, and a registered one models:admin (403 `not-owner`)."""
     dataset = _find(lethe, name, key)
-    if dataset.created_by != key.actor and "requests:admin" not in key.scopes:
-        raise Forbidden("requests:admin")
+    if not dataset.sealed and dataset.created_by != key.actor and MODELS_ADMIN not in key.scopes:
+        raise NotOwner("data set")
     with lethe.store.write() as session:
-        if models.uses_dataset(session, dataset.id) or not datasets.withdraw(session, dataset.id):
+        if not datasets.withdraw(session, dataset.id) or models.uses_dataset(session, dataset.id):  # asked with it held
             raise Conflict("A model or a request uses this data set.", code="dataset-in-use")
     purge.purge_withdrawn(lethe.store, lethe.keyring, lethe.blobs, dataset.id, "deleted by its owner")
 

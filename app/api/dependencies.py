@@ -10,9 +10,12 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, Field
 
 from app.deployment import Deployment
-from app.errors import Forbidden, Refused, Unauthorized
+from app.errors import Forbidden, NotFound, NotOwner, Refused, Unauthorized
+from app.records import model as models
 from app.records.api_key import ApiKey
+from app.records.model import Model
 
+MODELS_ADMIN = "models:admin"
 _bearer = HTTPBearer(auto_error=False, description="An API key: `Authorization: Bearer lethe_...`")
 
 
@@ -58,6 +61,26 @@ def need(scope: str) -> Callable[..., ApiKey]:
         return key
 
     return key_with_scope
+
+
+def need_own(scope: str, *others: str) -> Callable[..., ApiKey]:
+    """A dependency that gives the caller's key if it has `scope`, and may change the model that the path names: as its owner,
+    or by models:admin or one of the `others`."""
+
+    def key_of_owner(name: str, lethe: Lethe, key: Annotated[ApiKey, Depends(need(scope))]) -> ApiKey:
+        with lethe.store.read() as session:
+            model = models.find(session, name)
+        if model is None:
+            raise NotFound("model")
+        refuse_foreign(model, key, *others)
+        return key
+
+    return key_of_owner
+
+
+def refuse_foreign(model: Model, key: ApiKey, *others: str) -> None:
+    if model.owner != key.actor and not {MODELS_ADMIN, *others} & set(key.scopes):
+        raise NotOwner("model")
 
 
 def _storable(text: str) -> str:

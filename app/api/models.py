@@ -8,24 +8,48 @@ from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.api.datasets import ARCHIVE_BODY, receive
-from app.api.dependencies import After, Lethe, Limit, Page, Text, last_seen, moment, need, paged
+from app.api.dependencies import (
+    MODELS_ADMIN,
+    After,
+    Lethe,
+    Limit,
+    Page,
+    Text,
+    last_seen,
+    moment,
+    need,
+    need_own,
+    paged,
+    refuse_foreign,
+)
 from app.api.once import Idempotent, IdempotentStream, tell
 from app.api.openapi import refusals
 from app.catalog.types import Rule
 from app.deployment import Deployment
-from app.errors import NotFound, PreconditionFailed, Refused
+from app.errors import Forbidden, NotFound, PreconditionFailed, Refused
 from app.evaluators import resolve_evaluators
 from app.recipe import check_evaluation, check_ladder, check_policy, policy_warnings
+from app.records import api_key as api_keys
 from app.records import checkpoint as checkpoints
 from app.records import model as models
 from app.records.api_key import ApiKey
 from app.records.base import new_id
 from app.records.model import Model
 from app.records.upload import Upload
-from app.registration import NewModel, check_shadows, keep_upload, register_model, resolve_sets, scratch
+from app.registration import (
+    SETS,
+    NewModel,
+    check_shadows,
+    keep_sets,
+    keep_upload,
+    register_model,
+    resolve_sets,
+    scratch,
+)
 
 router = APIRouter(prefix="/v1", tags=["models"])
 Writer = Annotated[ApiKey, Depends(need("models:write"))]
+Owner = Annotated[ApiKey, Depends(need_own("models:write"))]
 Reader = Annotated[ApiKey, Depends(need("models:read"))]
 Slug = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
@@ -136,6 +160,9 @@ class ModelPatch(BaseModel):
     process: Process | None = Field(
         None, description="For later requests: those received keep what they need. Replaces all of it; null: nothing."
     )
+    owner: Text | None = Field(
+        None, description="Id of the key that the model is handed over to. Needs the scope models:admin."
+    )
 
 
 class Warned(BaseModel):
@@ -168,6 +195,9 @@ class ModelOut(BaseModel):
     )
     process: Process
     warnings: list[Warned] = Field(description="Rules on a share that `evaluation` has too few images for.")
+    owner: str = Field(
+        description="The key that may change it, as the audit names it; at first the one that registered it."
+    )
     head: int = Field(description="Number of the newest released checkpoint: the parent of the next version.")
     created_at: str
 
@@ -245,43 +275,42 @@ def change_model(
     body: ModelPatch,
     response: Response,
     lethe: Lethe,
-    key: Writer,
+    key: Owner,
     if_match: Annotated[str | None, Header()] = None,
 ) -> dict[str, Any]:
-    """Change the sets, the judge, the evaluators, the policy, the evaluation, the retention, the ladder or the process. Needs If-Match with the model's ETag. Where labels come
-    from the sets, those of a new set are appended; none is ever taken away, so each keeps its number."""
+    """Change the sets, the judge, the evaluators, the policy, the evaluation, the retention, the ladder, the process or the
+    owner. Needs If-Match with the model's ETag. Where labels come from the sets, those of a new set are appended; none is
+    ever taken away, so each keeps its number. 403 `not-owner` for a model of another key."""
     if if_match is None:
         raise Refused(
             "precondition-required", "If-Match", "It must name the model's ETag.", "GET the model first.", 428
         )
     with lethe.store.read() as session:
         model = _find(session, name)
-    changes = _changes(lethe, model, body)
+    changes = _changes(lethe, model, body, key)
     with lethe.store.write() as session:
         model = session.get_one(Model, model.id, with_for_update=True)
+        refuse_foreign(model, key)  # it may have been handed over since
         tags = [tag.strip() for tag in if_match.split(",")]
         if tags != ["*"] and _etag(model, checkpoints.head(session, model.id).number) not in tags:
             raise PreconditionFailed
         if "labels" in changes:  # another change may have appended some since they were read
             changes["labels"] = list(dict.fromkeys([*model.labels, *changes["labels"]]))
+        keep_sets(session, changes)
         models.change(session, model, changes, key.actor)
     return _one(lethe, model.id, response)
 
 
-def _changes(lethe: Deployment, model: Model, body: ModelPatch) -> dict[str, Any]:
+def _changes(lethe: Deployment, model: Model, body: ModelPatch, key: ApiKey) -> dict[str, Any]:
     """Columns and their new values, all checked."""
     sent = body.model_fields_set
-    named = {role: getattr(body, role) for role in ("train", "retain", "test")}
-    changes = resolve_sets(lethe, model.family, model.labels, named, body.judge)
+    named = {role: getattr(body, role) for role in SETS}
+    changes = resolve_sets(lethe, model.family, model.labels, named, body.judge, key.actor)
     if changes["labels"] == model.labels:
         del changes["labels"]
     elif model.judge_id and "judge" not in sent:  # the present judge must know the new labels, too
-        resolve_sets(lethe, model.family, changes["labels"], {}, model.judge_id)
-    changes |= {
-        f"{field}_id": None
-        for field in ("train", "retain", "test", "judge")
-        if field in sent and getattr(body, field) is None
-    }
+        resolve_sets(lethe, model.family, changes["labels"], {}, model.judge_id, key.actor)
+    changes |= {f"{field}_id": None for field in (*SETS, "judge") if field in sent and getattr(body, field) is None}
     if body.policy is not None:
         policy = {
             kind: [threshold.model_dump() for threshold in thresholds] for kind, thresholds in body.policy.items()
@@ -302,9 +331,22 @@ def _changes(lethe: Deployment, model: Model, body: ModelPatch) -> dict[str, Any
         changes["retention"] = body.retention.model_dump(exclude_none=True)
     if "process" in sent:
         changes["process"] = (body.process or Process()).model_dump()
+    if body.owner is not None:
+        changes["owner"] = _new_owner(lethe, body.owner, key)
     if not changes:
         raise Refused("empty-change", "body", "It changes nothing.", "Name a field to change.")
     return changes
+
+
+def _new_owner(lethe: Deployment, named: str, key: ApiKey) -> str:
+    if MODELS_ADMIN not in key.scopes:
+        raise Forbidden(MODELS_ADMIN)
+    with lethe.store.read() as session:
+        owner = api_keys.living(session, named.removeprefix("key:"))
+    if owner is None or "models:write" not in owner.scopes:
+        rule = "It must be the id of a key with models:write that has not expired and was not revoked."
+        raise Refused("unknown-key", "owner", rule, "GET /v1/keys lists them.")
+    return owner.actor
 
 
 def _find(session: Any, name: str) -> Model:
@@ -344,6 +386,7 @@ def _out(lethe: Deployment, model: Model, head: int) -> dict[str, Any]:
         "ladder": model.ladder,
         "process": model.process,
         "warnings": policy_warnings(model.family, model.policy, model.evaluation),
+        "owner": model.owner,
         "head": head,
         "created_at": moment(model.created_at),
     }

@@ -9,7 +9,8 @@ from app.api.gate import UNCOUNTED
 _WHEN = {
     400: "The body is not JSON, or the path or the query has the character NUL.",
     401: "No key, or one that is unknown, expired or revoked.",
-    403: "The key lacks the scope that the operation needs; or it made the request that it would decide on.",
+    403: "The key lacks the scope that the operation needs; or the model or set is another key's; or the key made the request "
+    "that it would decide on.",
     404: "There is no such thing, or the key may not see it.",
     409: "The present state does not allow it.",
     410: "The version is retired: its weights are erased, its report stays.",

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app import retirement
 from app.api.checkpoints import CheckpointOut, find_checkpoint, shown
-from app.api.dependencies import Lethe, need
+from app.api.dependencies import Lethe, need_own
 from app.api.once import Idempotent, tell
 from app.api.openapi import refusals
 from app.errors import NotFound, Refused
@@ -18,7 +18,7 @@ from app.retirable import chosen
 from app.retirement import RETIRE, Code, Order
 
 router = APIRouter(prefix="/v1/models/{name}", tags=["checkpoints"])
-Retirer = Annotated[ApiKey, Depends(need(RETIRE))]
+Retirer = Annotated[ApiKey, Depends(need_own(RETIRE))]
 
 
 class RetireIn(BaseModel):
@@ -68,7 +68,7 @@ def retire_version(
     pack of theirs, and their files stay as they are, byte for byte. Its report stays; its files answer 410. It may take
     minutes for large models; sent again, it goes on. Needs If-Match with the version's ETag. 409 when it is released or
     retired, an alias points at it, a job that reads the model runs, a queued attack needs it, or its request could still be retried or overruled
-    and `quarantined` is not true."""
+    and `quarantined` is not true; 403 `not-owner` for a model of another key."""
     if if_match is None:
         raise Refused(
             "precondition-required", "If-Match", "It must name the version's ETag.", "GET the version first.", 428

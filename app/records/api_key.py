@@ -18,19 +18,20 @@ from app.records.base import Record, now
 
 SCOPES = {
     "datasets:read": "list and read data sets",
-    "datasets:write": "upload and delete data sets",
+    "datasets:write": "upload data sets, and delete one's own",
     "models:read": "list and read models and checkpoints, download released weights",
-    "models:write": "register models, change their policy, move their aliases",
+    "models:write": "register models, change the policy of one's own, move their aliases",
+    "models:admin": "what other scopes say of one's own models and registered sets, of everybody's",
     "checkpoints:superseded": "download checkpoints that a completed request superseded, or that are quarantined",
-    "checkpoints:override": "release a quarantined version against its verdict",
-    "checkpoints:retire": "erase what superseded and quarantined checkpoints alone hold, for ever",
+    "checkpoints:override": "release a quarantined version of any model against its verdict",
+    "checkpoints:retire": "erase what superseded and quarantined checkpoints of one's own models alone hold, for ever",
     "requests:create": "post deletion requests, and cancel or retry one's own",
     "requests:read": "read requests and jobs",
     "requests:concept": "read the concept that a request names",
     "requests:admin": "see and cancel everybody's requests",
     "requests:verify": "say whether who asked is who they say, for anybody's request",
     "requests:approve": "approve and deny requests of others, and extend any",
-    "requests:reopen": "roll an alias back behind a completed request, which un-forgets someone and reopens it",
+    "requests:reopen": "roll an alias of any model back, also behind a completed request, which un-forgets someone and reopens it",
     "requests:hold": "put a request under legal hold, so that nothing of it is purged, and lift the hold",
     "audit:read": "read and export the audit of everything, and the moves of aliases",
     "keys:write": "make, rotate and revoke keys",
@@ -132,6 +133,12 @@ def revoke(session: Session, key: ApiKey, actor: str) -> None:
 
 def _alive(key: ApiKey, clock: float) -> bool:
     return key.revoked_at is None and (key.expires_at is None or key.expires_at > clock)
+
+
+def living(session: Session, key_id: str) -> ApiKey | None:
+    """The key, unless it has expired or was revoked."""
+    key = session.get(ApiKey, key_id)
+    return key if key and _alive(key, session.scalar(select(now())) or 0.0) else None
 
 
 def any_admin(session: Session) -> bool:

@@ -17,6 +17,10 @@ class Step(StrEnum):
     APPROVAL = "approval"
 
 
+def _maker(context: Any) -> Any:
+    return context.get_current_parameters()["created_by"]
+
+
 class Model(Record):
     __tablename__ = "models"
 
@@ -35,6 +39,7 @@ class Model(Record):
     process: Mapped[dict[str, Any]] = mapped_column(default=lambda: dict.fromkeys(Step, "none"))  # or required
     retention: Mapped[dict[str, Any]] = mapped_column(default=dict)  # what was said; see `retention`
     created_by: Mapped[str]
+    owner: Mapped[str] = mapped_column(default=_maker)  # whose key may change it
     created_at: Mapped[float]
     revision: Mapped[int] = mapped_column(default=1)  # rises with every change; the ETag
 
@@ -91,4 +96,5 @@ def change(session: Session, model: Model, changes: dict[str, Any], actor: str) 
     for name, value in changes.items():
         setattr(model, name, value)
     model.revision += 1
-    history.write(session, actor, "model.changed", model.id, details={"fields": sorted(changes)})
+    handed = {"owner": changes["owner"]} if "owner" in changes else {}
+    history.write(session, actor, "model.changed", model.id, details={"fields": sorted(changes), **handed})

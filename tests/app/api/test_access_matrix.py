@@ -22,6 +22,7 @@ from app.records import request as requests
 from app.records.api_key import ROLES, ApiKey
 from app.records.checkpoint import Checkpoint, Status
 from app.records.dataset import Dataset
+from app.records.model import Model
 from app.records.upload import Upload
 from app.settings import Settings
 from tests import pictures
@@ -42,20 +43,22 @@ from tests.app.api.deployed import (
 
 OPEN = ""
 SEES_ALL = "requests:admin"
+CHANGES_ALL = "models:admin"
 _numbers = itertools.count()
 
 
 @dataclass(frozen=True)
 class Row:
     """`scope` opens it (OPEN: no key is needed). `status`: for one who may. `thing`: makes what the call is about, which is
-    the caller's own or another's; then `foreign` is the status for another's, `seen` for a key that sees everybody's (by
-    default as for one's own). `own`: the status where it is one's own and another must do it. `call`: from the thing's id, what is sent; path parameters are filled from `path`."""
+    the caller's own or another's; then `foreign` is the status for another's, `seen` for a key with the scope `over`, which
+    reaches everybody's (by default as for one's own). `own`: the status where it is one's own and another must do it. `call`: from the thing's id, what is sent; path parameters are filled from `path`."""
 
     scope: str
     status: int
     thing: "Callable[[World, str], str] | None" = None
     foreign: int = 404
     seen: int | None = None
+    over: str = SEES_ALL
     own: int | None = None
     path: dict[str, str] = field(default_factory=dict)
     call: "Callable[[World, str], dict[str, Any]]" = lambda world, thing: {}
@@ -131,25 +134,38 @@ def a_key(world: World, owner: str) -> str:
         return api_keys.issue(session, world.lethe.pepper, name="x", role="requester", actor=owner)[0].id
 
 
+def a_model(world: World, owner: str) -> str:
+    return _owned(world, "digits", owner)
+
+
 def an_alias(world: World, owner: str) -> str:
-    """Nobody's in particular; it can go back from 3 to 2."""
+    """Of a model that has the owner; it can go back from 3 to 2."""
     name = f"alias-{next(_numbers)}"
     path = f"/v1/models/digits/aliases/{name}"
     for version, held in ((2, {"If-None-Match": "*"}), (3, {"If-Match": "*"})):
         assert world.admin.put(path, json={"version": version, "reason": "x"}, headers=held).status_code < 300
+    _owned(world, "digits", owner)
     return name
 
 
 def a_quarantined_version(world: World, owner: str) -> str:
-    """A child of its model's head; nobody's in particular."""
+    """A child of the head of a model that has the owner."""
+    _owned(world, "overruled", owner)
     return str(forgotten(world, "overruled", Status.QUARANTINED)[0])
 
 
 def a_retirable_version(world: World, owner: str) -> str:
-    """Superseded; nobody's in particular."""
+    """Superseded, of a model that has the owner."""
+    _owned(world, "retired", owner)
     number = forgotten(world, "retired")[0]
     forgotten(world, "retired")
     return str(number)
+
+
+def _owned(world: World, name: str, owner: str) -> str:
+    with world.lethe.store.write() as session:
+        session.execute(update(Model).where(Model.name == name).values(owner=owner))
+    return name
 
 
 def _given(world: World, record: Any, thing: str, owner: str) -> str:
@@ -166,6 +182,7 @@ IMAGES = {"content": pictures.imagefolder(seed=5), "headers": ZIP}
 DIGITS, VERSION = {"name": "digits"}, {"name": "digits", "number": "2"}
 QUANTISED = {"attacks": {"quantised_copies": {}}}
 MATCH = {"headers": {"If-Match": "*"}}
+FOREIGN: dict[str, Any] = {"foreign": 403, "over": CHANGES_ALL}
 ALIAS = {"name": "digits", "alias": "{thing}"}
 MODEL, ALIASES, REQUEST = "/v1/models/{name}", "/v1/models/{name}/aliases", "/v1/requests/{request_id}"
 CHECKPOINTS, JOB, KEY = "/v1/models/{name}/checkpoints", "/v1/jobs/{job_id}", "/v1/keys/{key_id}"
@@ -190,17 +207,19 @@ ROWS = {
         },
     ),
     ("get", MODEL): Row("models:read", 200, path=DIGITS),
-    ("patch", MODEL): Row("models:write", 200, path=DIGITS, call=sends(json={"evaluation": {}}, **MATCH)),
+    ("patch", MODEL): Row(
+        "models:write", 200, a_model, path=DIGITS, call=sends(json={"evaluation": {}}, **MATCH), **FOREIGN
+    ),
     ("get", ALIASES): Row("models:read", 200, path=DIGITS),
     ("get", ALIASES + "/{alias}"): Row("models:read", 200, an_alias, foreign=200, path=ALIAS),
     ("put", ALIASES + "/{alias}"): Row(
-        "models:write", 200, an_alias, foreign=200, path=ALIAS, call=sends(json={"version": 2, "reason": "x"}, **MATCH)
+        "models:write", 200, an_alias, path=ALIAS, call=sends(json={"version": 2, "reason": "x"}, **MATCH), **FOREIGN
     ),
     ("delete", ALIASES + "/{alias}"): Row(
-        "models:write", 204, an_alias, foreign=204, path=ALIAS, call=sends(params={"reason": "x"}, **MATCH)
+        "models:write", 204, an_alias, path=ALIAS, call=sends(params={"reason": "x"}, **MATCH), **FOREIGN
     ),
     ("post", ALIASES + "/{alias}/rollback"): Row(
-        "models:write", 200, an_alias, foreign=200, path=ALIAS, call=sends(json={"reason": "x"})
+        "models:write", 200, an_alias, path=ALIAS, call=sends(json={"reason": "x"}), **FOREIGN
     ),
     ("get", ALIASES + "/{alias}/history"): Row("audit:read", 200, an_alias, foreign=200, path=ALIAS),
     ("get", CHECKPOINTS): Row("models:read", 200, path=DIGITS),
@@ -217,10 +236,12 @@ ROWS = {
         call=sends(json={"code": "other", "reason": "x"}, **MATCH),
     ),
     ("post", CHECKPOINTS + "/{number}/retire"): Row(
-        "checkpoints:retire", 200, a_retirable_version, foreign=200, path={"name": "retired", "number": "{thing}"},
-        call=sends(json={"code": "erasure"}, **MATCH),
+        "checkpoints:retire", 200, a_retirable_version, path={"name": "retired", "number": "{thing}"},
+        call=sends(json={"code": "erasure"}, **MATCH), **FOREIGN,
     ),
-    ("post", MODEL + "/retire"): Row("checkpoints:retire", 200, path=DIGITS, call=sends(json={"code": "erasure"})),
+    ("post", MODEL + "/retire"): Row(
+        "checkpoints:retire", 200, a_model, path=DIGITS, call=sends(json={"code": "erasure"}), **FOREIGN
+    ),
     ("get", "/v1/requests"): Row("requests:read", 200),
     ("post", "/v1/requests"): Row(
         "requests:create", 202, a_forget_set,
@@ -345,8 +366,8 @@ def test_each_role_may_what_its_scopes_say(
 ) -> None:
     row, documented = ROWS[operation], document["paths"][operation[1]][operation[0]]["responses"]
     for role, caller in callers.items():
-        sees_all = SEES_ALL in caller.scopes
-        expected = {"own": row.own or row.status, "foreign": (row.seen or row.status) if sees_all else row.foreign}
+        reaches_all = row.over in caller.scopes
+        expected = {"own": row.own or row.status, "foreign": (row.seen or row.status) if reaches_all else row.foreign}
         for whose, owner in (("own", caller.actor), ("foreign", "key:somebody-else")):
             if whose == "foreign" and row.thing is None:
                 continue
@@ -356,7 +377,8 @@ def test_each_role_may_what_its_scopes_say(
             assert answer.status_code == status, (role, whose, answer.text[:300])
             assert str(status) in documented, (role, whose)
             if status >= 400:
-                code = "missing-scope" if not allowed else "separation-of-duties" if status == 403 else "not-found"
+                forbidden = "separation-of-duties" if whose == "own" else "not-owner"
+                code = "missing-scope" if not allowed else forbidden if status == 403 else "not-found"
                 refused(answer, status, code)
 
 

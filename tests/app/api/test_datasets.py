@@ -11,9 +11,23 @@ import pytest
 
 from app import submission
 from app.records import dataset as datasets
+from app.records import model as models
 from app.records import request as requests
+from app.records.base import new_id
+from app.registration import keep_sets
 from tests import pictures
-from tests.app.api.deployed import ZIP, World, ask, asked, audited, forget_set, refused, stored, upload_set
+from tests.app.api.deployed import (
+    ZIP,
+    World,
+    ask,
+    asked,
+    audited,
+    forget_set,
+    refused,
+    register,
+    stored,
+    upload_set,
+)
 from tests.app.api.test_requests import run
 
 
@@ -71,11 +85,14 @@ def test_a_forget_set_is_sealed_nameless_and_its_owners_alone(world: World) -> N
 
 
 def test_names_belong_to_registered_sets_and_are_checked_before_the_body(world: World) -> None:
+    theirs = forget_set(world.requester)
     before = stored(world.lethe)
     refused(upload_set(world.admin, "train", body=b"x"), 422, "name-missing", "name")
     refused(upload_set(world.admin, "forget", "anna", body=b"x"), 422, "name-refused", "name")
     refused(upload_set(world.admin, "train", "train-set", body=b"x"), 409, "name-taken")
     refused(upload_set(world.admin, "train", "../up"), 422, "invalid-input")
+    for identifier in (theirs, new_id("ds")):  # the same answer, whether it is anybody's set
+        refused(upload_set(world.stranger, "train", identifier, body=b"x"), 422, "name-refused", "name")
     refused(upload_set(world.admin, "judge", "x"), 422, "invalid-input")
     assert stored(world.lethe) == before
 
@@ -159,7 +176,7 @@ def test_sets_in_use_and_sets_of_others_stay(world: World) -> None:
     asked(world.requester, forget={"dataset": set_id})
     refused(world.requester.delete(f"/v1/datasets/{set_id}"), 409, "dataset-in-use")
     assert upload_set(world.admin, "retain", "not-yours", pictures.imagefolder([0], each=1)).status_code == 201
-    refused(world.requester.delete("/v1/datasets/not-yours"), 403, "missing-scope")
+    refused(world.requester.delete("/v1/datasets/not-yours"), 403, "not-owner")
     assert world.admin.delete("/v1/datasets/not-yours").status_code == 204
     again = upload_set(world.admin, "retain", "not-yours", pictures.imagefolder([0], each=1))
     assert again.status_code == 201  # the name is free again
@@ -206,6 +223,29 @@ def test_a_registered_set_that_is_being_erased_takes_no_request_and_no_retry(
 
     monkeypatch.setattr(submission, "check", check)
     refused(ask(world.admin, forget={"dataset": "going", "samples": ["0/0"]}), 404, "not-found")
+
+
+def test_a_set_that_a_change_of_a_model_names_meanwhile_is_not_erased(world: World) -> None:
+    """The deletion comes while the change commits."""
+    dataset_id = upload_set(world.admin, "train", "named-meanwhile").json()["id"]
+    assert register(world, "naming", world.directory).status_code == 201
+    answers: list[Any] = []
+    deleting = threading.Thread(target=lambda: answers.append(world.admin.delete("/v1/datasets/named-meanwhile")))
+    with world.lethe.store.write() as session:
+        model = models.lock(session, "naming")
+        assert model is not None
+        keep_sets(session, {"train_id": dataset_id})
+        models.change(session, model, {"train_id": dataset_id}, "test")
+        session.flush()
+        deleting.start()
+        deleting.join(0.7)
+        assert deleting.is_alive()
+    deleting.join(30)
+    refused(answers[0], 409, "dataset-in-use")
+    shown = world.admin.get("/v1/datasets/named-meanwhile").json()
+    assert shown["purged_at"] is None and world.admin.get("/v1/models/naming").json()["train"] == dataset_id
+    assert world.admin.patch("/v1/models/naming", json={"train": None}, headers={"If-Match": "*"}).status_code == 200
+    assert world.admin.delete("/v1/datasets/named-meanwhile").status_code == 204  # the refused deletion left it whole
 
 
 @pytest.mark.parametrize("kind", ["application/json", "text/plain", "image/png", ""])

@@ -4,13 +4,16 @@ import json
 import shutil
 import threading
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 
-from app import catalog
+from app import catalog, registration
+from app.api import models as routes
 from app.catalog.types import Rule
+from app.records import dataset as datasets
 from app.records import model as models
+from app.records.base import new_id
 from tests import pictures, tiny
 from tests.app.api.deployed import (
     World,
@@ -266,9 +269,55 @@ def test_a_change_waits_for_the_one_before_and_then_is_too_late(world: World) ->
     assert statuses == [412] and world.admin.get("/v1/models/raced").json()["test"] is None
 
 
-def test_a_forget_set_judges_no_model(world: World) -> None:
-    sealed = forget_set(world.admin)
+def test_a_forget_set_judges_no_model_and_another_s_is_as_unknown_as_none(world: World) -> None:
+    sealed, foreign = forget_set(world.admin), forget_set(world.requester)
     refused(register(world, "sealed-judge", world.directory, retain=sealed), 422, "forget-set-refused", "retain")
+    told = []
+    for name in (foreign, new_id("ds")):
+        answers = [
+            register(world, "sealed-judge", world.directory, retain=name),
+            world.admin.patch("/v1/models/digits", json={"retain": name}, headers={"If-Match": "*"}),
+        ]
+        told.append([refused(answer, 422, "unknown-dataset", "retain")["detail"] for answer in answers])
+    assert told[0] == told[1]
+
+
+def test_a_set_that_goes_while_a_model_is_checked_is_not_named(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its deletion comes between the check and the writing."""
+    checked, packed_ = routes._changes, registration._pack_and_store
+
+    def delete() -> None:
+        assert world.admin.delete("/v1/datasets/leaving").status_code == 204
+
+    def change(*told: Any) -> dict[str, Any]:
+        found = checked(*told)
+        delete()
+        return found
+
+    def pack(*told: Any) -> None:
+        delete()
+        packed_(*told)
+
+    monkeypatch.setattr(routes, "_changes", change)
+    monkeypatch.setattr(registration, "_pack_and_store", pack)
+    for role in ("train", "retain", "test"):
+        assert upload_set(world.admin, "train", "leaving").status_code == 201
+        changed = world.admin.patch("/v1/models/digits", json={role: "leaving"}, headers={"If-Match": "*"})
+        refused(changed, 422, "unknown-dataset", role)
+    assert upload_set(world.admin, "retain", "leaving").status_code == 201
+    refused(register(world, "left-alone", world.directory, retain="leaving"), 422, "unknown-dataset", "retain")
+    assert world.admin.get("/v1/models/left-alone").status_code == 404
+    assert stored(world.lethe)[0]["intents"] == 0
+
+
+def test_a_set_whose_deletion_was_cut_off_is_not_named(world: World) -> None:
+    assert upload_set(world.admin, "retain", "half-gone").status_code == 201
+    with world.lethe.store.write() as session:
+        found = datasets.find(session, "half-gone")
+        assert found is not None and datasets.withdraw(session, found.id)
+    refused(register(world, "half", world.directory, retain="half-gone"), 422, "unknown-dataset", "retain")
+    changed = world.admin.patch("/v1/models/digits", json={"retain": "half-gone"}, headers={"If-Match": "*"})
+    refused(changed, 422, "unknown-dataset", "retain")
 
 
 def test_the_newest_released_version_is_the_head(world: World, tmp_path: Path) -> None:
