@@ -5,6 +5,7 @@ from sqlalchemy.orm import Session
 
 from app.deployment import Deployment
 from app.privacy.purge import ENDED
+from app.records import checkpoint as checkpoints
 from app.records import history
 from app.records import request as requests
 from app.records.checkpoint import Checkpoint, Status
@@ -14,7 +15,7 @@ from app.records.job import Job
 
 def destroy_returned(lethe: Deployment, actor: str) -> int:
     """Of purged forget sets, of requests that were purged without work, of resume states of jobs that ended, and of erased
-    answer sets. How many there were."""
+    answer sets and images. How many there were."""
     present = {path.stem for path in lethe.keyring.files() if path.parent.name == "data"}
     if not present:
         return 0
@@ -36,4 +37,6 @@ def _erased(session: Session) -> set[str]:
     named = select(requests.Request.id).where(
         requests.Request.status.in_(requests.WITHOUT_WORK), requests.Request.purged_at.is_not(None)
     )
-    return {key for query in (purged, ended, unanswered, named) for key in session.scalars(query)}
+    unpictured = session.scalars(select(Checkpoint.id).where(Checkpoint.images.is_(None)))
+    found = {key for query in (purged, ended, unanswered, named) for key in session.scalars(query)}
+    return found | set(map(checkpoints.images_key, unpictured))
