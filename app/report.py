@@ -10,6 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.catalog.types import IntervalKind, Rule
 
+GRID, PROMPTS = "grid.png", "prompts.png"
+IMAGES = (GRID, PROMPTS)  # pictures that show images: kept sealed, and not for ever. Others show figures alone
+
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="allow", hide_input_in_errors=True)
@@ -237,7 +240,11 @@ class Report(_Part):
         None, description="With method auto: which rung this is, and what earlier ones came to."
     )
     not_tested: list[str]
-    pictures: list[str] = Field([], description="PNGs beside it; they need the scope requests:concept.")
+    pictures: list[str] = Field(
+        [],
+        description="PNGs beside it; they need the scope requests:concept. Those that show images (grid.png, prompts.png) are "
+        "erased in time and answer 410 then; their names stay here.",
+    )
 
 
 def schema() -> dict[str, Any]:

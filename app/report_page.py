@@ -64,9 +64,13 @@ class Asked:
 
 
 def render(
-    version: Version, document: Mapping[str, Any], asked: Asked | None, pictures: Mapping[str, bytes] | None
+    version: Version,
+    document: Mapping[str, Any],
+    asked: Asked | None,
+    pictures: Mapping[str, bytes] | None,
+    erased: bool = False,
 ) -> str:
-    """`asked` None: the reader may not see the request. `pictures` None: the reader may not see any."""
+    """`asked` None: the reader may not see the request. `pictures` None: the reader may not see any. `erased`: some are gone."""
     report = Report.model_validate(document)
     return _templates.get_template("report.html").render(
         policy=POLICY,
@@ -79,6 +83,7 @@ def render(
         promises=[row for each in report.promises for row in _promise(each)],
         definitions={METRICS[each.metric].title: METRICS[each.metric].definition for each in report.figures if each.metric in METRICS},
         pictures=None if pictures is None else [_picture(name, png) for name, png in pictures.items()],
+        erased=erased,
         patches=[patch for patch in report.trace.get("patches") or [] if isinstance(patch, dict)],
         others=_others(report),
         number=figures.number,

@@ -1,6 +1,6 @@
 """Retire versions: what the versions that stay need moves to packs of theirs, and the old packs are erased.
 
-    choose -> declare and store new packs -> one transaction: point to them, retire, condemn -> delete
+    choose -> declare and store new packs -> one transaction: point to them, retire, condemn -> delete, and what they drew
 
 Until that transaction all is as it was, and what was stored goes with its intents; from then on the old blobs only wait to be
 deleted, by this call, a later one or the sweeper. It checks everything again under the locks that keep jobs from being
@@ -25,6 +25,7 @@ from app.deployment import Deployment
 from app.errors import NotFound, PreconditionFailed, Refused
 from app.idempotency import UNKEYED, Once
 from app.override import etag
+from app.privacy import purge
 from app.records import checkpoint as checkpoints
 from app.records import erasure as erasures
 from app.records import history
@@ -91,7 +92,16 @@ def retire(lethe: Deployment, order: Order, once: Once = UNKEYED) -> str:
                 raise _refused("model-changed", "It took longer than LETHE_PACK_GRACE_HOURS.", "Send it again.")
             once.settle(retirement)
     erase_condemned(lethe, order.actor)
+    _erase_images(lethe, choice.model.id)
     return retirement
+
+
+def _erase_images(lethe: Deployment, model_id: str) -> None:
+    """What the retired versions drew, in their own reports and in those of their children. The sweeper does it, too."""
+    with lethe.store.read() as session:
+        due = checkpoints.with_images_to_erase(session, model_id)
+    for checkpoint_id in due:
+        purge.erase_images(lethe.store, lethe.keyring, lethe.blobs, checkpoint_id)
 
 
 def erase_condemned(lethe: Deployment, actor: str = "system") -> None:

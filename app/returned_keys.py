@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from app.deployment import Deployment
 from app.privacy.purge import ENDED
+from app.records import checkpoint as checkpoints
 from app.records import history
 from app.records import request as requests
 from app.records.checkpoint import Checkpoint, Status
@@ -22,7 +23,7 @@ DAY = 86400.0
 
 def destroy_returned(lethe: Deployment, actor: str) -> int:
     """Of purged forget sets, of what purged requests named unless they completed and nobody erased it, of resume states of jobs
-    that ended, and of erased answer sets. How many there were."""
+    that ended, and of erased answer sets and images. How many there were."""
     present = {path.stem for path in lethe.keyring.files() if path.parent.name == "data"}
     if not present:
         return 0
@@ -65,4 +66,6 @@ def _erased(session: Session) -> set[str]:
     unanswered = select(Checkpoint.id).where(past, Checkpoint.answers.is_(None))
     unkept = Request.status.not_in(requests.KEPT) | (func.length(Request.sealed) == 0)
     named = select(Request.id).where(Request.purged_at.is_not(None), unkept)
-    return {key for query in (purged, ended, unanswered, named) for key in session.scalars(query)}
+    unpictured = session.scalars(select(Checkpoint.id).where(Checkpoint.images.is_(None)))
+    found = {key for query in (purged, ended, unanswered, named) for key in session.scalars(query)}
+    return found | set(map(checkpoints.images_key, unpictured))

@@ -124,11 +124,13 @@ def purge_old_data(lethe: Deployment) -> None:
         forgotten = {upload.id: upload for upload in uploads.old(session, DAY)}
         leftovers = sorted({*jobs.with_leftovers(session), *jobs.ended_among(session, saved)})
         superseded = checkpoints.with_answers_to_erase(session)
+        pictured = checkpoints.with_images_to_erase(session)
     _each("after_job", leftovers, partial(_after_job, lethe))
     _each("purge_request", ended, partial(_purge_request, lethe))
     _each("purge_unadopted", unadopted, partial(_purge_unadopted, lethe))
     _each("delete_upload", forgotten, lambda upload_id: _delete_upload(lethe, forgotten[upload_id]))
     _each("erase_answers", superseded, partial(purge.erase_answers, lethe.store, lethe.keyring, lethe.blobs))
+    _each("erase_images", pictured, partial(purge.erase_images, lethe.store, lethe.keyring, lethe.blobs))
 
 
 def _after_job(lethe: Deployment, job_id: str) -> None:
@@ -162,6 +164,8 @@ def delete_dead_blobs(lethe: Deployment) -> None:
             if intents.forget(session, blob) and not checkpoints.uses_blob(session, blob):
                 if blob.startswith(("datasets/", "answers/")):
                     lethe.keyring.destroy(blob.split("/")[1])  # its upload died: what it sealed must not stay readable
+                if blob.startswith("images/"):
+                    lethe.keyring.destroy(checkpoints.images_key(blob.split("/")[1]))
                 lethe.blobs.delete(blob)
 
 

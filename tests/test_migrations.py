@@ -8,7 +8,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import inspect, select, text
 
-from app import migration
+from app import migration, sweeper
 from app.audit.sequencer import integrate
 from app.deployment import Deployment
 from app.records import Record, audit_entry, history
@@ -133,6 +133,25 @@ def test_tombstones_of_before_are_the_first_fingerprint_key_s_and_later_ones_go_
         command.downgrade(config, "0012")
         assert list(session.scalars(text("SELECT fingerprint FROM tombstones"))) == ["a" * 64]
     migration.upgrade(lethe.store)
+
+
+def test_pictures_of_before_that_lie_unsealed_are_erased_and_curves_stay(lethe: Deployment) -> None:
+    config = migration._config()
+    add_attack(lethe)
+    with lethe.store.write() as session:
+        version = session.scalars(select(Checkpoint)).one()
+        version.manifest, version.report = "manifests/job_1-1.ret_1-2", {"pictures": ["front.png", "grid.png"]}
+    names = [f"pictures/job_1-1/{name}" for name in ("front.png", "grid.png")]
+    for name in names:
+        lethe.blobs.put(name, b"png")
+    with lethe.store.write() as session:
+        config.attributes["connection"] = session.connection()
+        command.downgrade(config, "0015")
+    migration.upgrade(lethe.store)
+    sweeper.purge_old_data(lethe)
+    assert [lethe.blobs.exists(name) for name in names] == [True, False]
+    with lethe.store.read() as session:
+        assert session.scalars(select(Checkpoint.images)).all() == [None]
 
 
 @pytest.mark.parametrize(

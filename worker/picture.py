@@ -10,6 +10,7 @@ import io
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from app.report import GRID, PROMPTS
 from worker.metrics import Answers, GeneratorAnswers, ReconstructionAnswers
 
 COLUMNS = 8  # prompts in one row
@@ -19,13 +20,13 @@ INK, PAPER, MARK = (28, 28, 30), (255, 255, 255), (176, 42, 48)
 
 
 def pictures(before: Answers, after: Answers) -> dict[str, bytes]:
-    """File name -> PNG. A classifier has none: its images are the subject's own."""
+    """File name (of app.report.IMAGES, which are sealed) -> PNG. A classifier has none: its images are the subject's own."""
     if isinstance(before, ReconstructionAnswers) and isinstance(after, ReconstructionAnswers):
-        return {"grid.png": restored_grid(before, after)} if len(after.shown) else {}
+        return {GRID: restored_grid(before, after)} if len(after.shown) else {}
     if not isinstance(before, GeneratorAnswers) or not isinstance(after, GeneratorAnswers):
         return {}
-    drawn = {"grid.png": grid(before.images, after.images, row_names(after))}
-    return drawn | ({"prompts.png": of_prompts(before, after)} if len(after.prompt_images) else {})
+    drawn = {GRID: grid(before.images, after.images, row_names(after))}
+    return drawn | ({PROMPTS: of_prompts(before, after)} if len(after.prompt_images) else {})
 
 
 def of_prompts(before: GeneratorAnswers, after: GeneratorAnswers) -> bytes:

@@ -22,6 +22,7 @@ from app.records import job_event
 from app.records import tombstone as tombstones
 from app.records.request import Request
 from app.records.session import Store
+from app.report import IMAGES
 from app.storage import LocalBlobs, StorageFull
 from worker.lease import Lease
 from worker.specification import Specification
@@ -35,10 +36,17 @@ def register(
     specification: Specification,
     result: dict[str, Any],
 ) -> None:
-    """`result`: paths of the pack, the manifest, pictures and answer sets in scratch; digest, changes, report and seconds."""
+    """`result`: paths of the pack, the manifest, pictures and answer sets in scratch; digest, changes, report and seconds. Answer
+    sets and pictures that show images are sealed."""
     kinds = ("pack", "manifest") if result["pack"] else ("manifest",)  # nothing changed: no pack
     names = {kind: f"{kind}s/{lease.job_id}-{lease.token}" for kind in kinds}
-    pictures = {name: f"pictures/{lease.job_id}-{lease.token}/{name}" for name in result["pictures"]}
+    images = specification.message["images"]
+    folders = {
+        name: images["folder"] if name in IMAGES else f"pictures/{lease.job_id}-{lease.token}"
+        for name in result["pictures"]
+    }
+    pictures = {name: f"{folder}/{name}" for name, folder in folders.items()}
+    shown = images["folder"] if images["folder"] in folders.values() else None
     answers = {specification.message["answers"][side]["blob"]: side for side in result["answers"]}
     own = [blob for blob, side in answers.items() if side == "unlearned"]
     with store.write() as session:
@@ -49,6 +57,8 @@ def register(
         ladder = _place(session, lease)
     for kind, blob in names.items():
         blobs.put(blob, Path(result[kind]))
+    if shown:
+        keyring.keep(checkpoints.images_key(specification.checkpoint_id), base64.b64decode(images["key"]))
     for name, blob in pictures.items():
         blobs.put(blob, Path(result["pictures"][name]))
     for side, path in result["answers"].items():
@@ -66,6 +76,7 @@ def register(
         digest=result["digest"],
         changes=result["changes"],
         report={**result["report"], "left_out": specification.left_out, "pictures": sorted(pictures)} | ladder,
+        images=shown,
     )
     with store.write() as session:
         jobs.write_as_holder(session, lease.job_id, lease.token, unlearning_seconds=result["unlearning_seconds"])

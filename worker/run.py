@@ -18,6 +18,8 @@ from torch import nn
 
 from app import weights
 from app.catalog import METHODS
+from app.privacy.sealing import seal
+from app.report import IMAGES
 from app.storage import LocalBlobs
 from worker import answer_set, by_name, cost, evaluate
 from worker.families import Trace
@@ -53,7 +55,7 @@ def run(specification: dict[str, Any], warm: Warm, tell: Tell, stop: Callable[[]
     passed = report.document["verdict"] == "passed"
     answers = answer_set.seal_sets(specification, material, kept, packed["digest"], passed)
     told = {"answers": answers, "unlearning_seconds": round(seconds, 3)}
-    return packed | told | written(report, material.scratch)
+    return packed | told | written(report, specification, material.scratch)
 
 
 def unlearn(
@@ -136,10 +138,12 @@ def pack(
     return packed, {"bytes_added": changes["bytes_added"], "bytes_full": full}
 
 
-def written(report: evaluate.Report, scratch: Path) -> dict[str, Any]:
-    """The report, and where its pictures lie."""
-    pictures = {}
+def written(report: evaluate.Report, specification: dict[str, Any], scratch: Path) -> dict[str, Any]:
+    """The report, and where its pictures lie; those that show images are sealed."""
+    place, pictures = specification["images"], {}
     for picture, png in report.pictures.items():
+        if picture in IMAGES:
+            png = seal(base64.b64decode(place["key"]), png, f"{place['folder']}/{picture}".encode())
         (scratch / picture).write_bytes(png)
         pictures[picture] = str(scratch / picture)
     return {"report": report.document, "pictures": pictures}

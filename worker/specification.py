@@ -127,6 +127,10 @@ def specify(
         "forgotten_before": [number for number, name in enumerate(names) if name in gone],
         "shadows": _shadow_messages(rows, opened, chosen),
         "answers": _answers(rows, checkpoint_id, keyring),
+        "images": {
+            "folder": checkpoints.images_folder(checkpoint_id),
+            "key": base64.b64encode(new_data_key()).decode(),
+        },
         "job_key": base64.b64encode(opened.job_key).decode(),
     }
     if rows.attacked is not None:
@@ -306,7 +310,7 @@ def _network_message(model: Model, checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _of_attack(model: Model, attacked: Checkpoint) -> dict[str, Any]:
     """What is otherwise in a job that attacks a version: nothing is drawn for answer sets, and no promise asked again."""
-    nothing: dict[str, Any] = {"promises": [], "answers": {}, "backbones": {}, "evaluators": {}}
+    nothing: dict[str, Any] = {"promises": [], "answers": {}, "images": {}, "backbones": {}, "evaluators": {}}
     return {"unlearned": _network_message(model, attacked), **nothing}
 
 

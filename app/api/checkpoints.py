@@ -10,9 +10,11 @@ from sqlalchemy.orm import Session
 
 from app import report_page, weights
 from app.api.dependencies import Lethe, moment, need
+from app.api.openapi import refusals
 from app.deployment import Deployment
 from app.errors import Gone, NotFound
 from app.override import etag
+from app.privacy.sealing import KeyGone, unseal
 from app.promotion import HEAD
 from app.records import alias as aliases
 from app.records import checkpoint as checkpoints
@@ -23,7 +25,7 @@ from app.records.checkpoint import Checkpoint, Status
 from app.records.job import Job
 from app.records.model import Model
 from app.records.request import Request
-from app.report import Report
+from app.report import IMAGES, Report
 from app.storage import BlobMissing
 from app.weights import Manifest
 
@@ -62,7 +64,7 @@ class CheckpointOut(BaseModel):
     digest: str = Field(description="SHA-256 of the manifest: names every byte of the version.")
     changes: dict[str, Any] = Field(description="Tensors and elements changed against the parent, bytes added.")
     files: list[FileOut]
-    pictures: list[str]
+    pictures: list[str] = Field(description="Of the report, as far as they are still there.")
     overridden: bool = Field(description="Whether a person released it against its verdict; its report says why.")
     retired: RetiredOut | None = Field(description="When, by whom and why its weights were erased, and what went.")
     created_at: str
@@ -108,9 +110,7 @@ def get_report_page(name: str, number: str, lethe: Lethe, key: Reader) -> Respon
     requests:concept; what was asked is shown to the key that asked, and with requests:admin."""
     model, checkpoint, family = find_checkpoint(lethe, name, number)
     document = _report(checkpoint, key)
-    pictures = None
-    if "requests:concept" in key.scopes:
-        pictures = {picture: _picture(lethe, checkpoint, picture) for picture in document.get("pictures", [])}
+    pictures, erased = _pictures(lethe, checkpoint) if "requests:concept" in key.scopes else (None, [])
     with lethe.store.read() as session:
         request = session.get(Request, checkpoint.request_id) if checkpoint.request_id else None
         job = session.get(Job, checkpoint.job_id) if checkpoint.job_id else None
@@ -124,7 +124,7 @@ def get_report_page(name: str, number: str, lethe: Lethe, key: Reader) -> Respon
         digest=checkpoint.digest,
         changes=checkpoint.changes,
     )
-    page = report_page.render(version, document, _asked(request, job, key), pictures)
+    page = report_page.render(version, document, _asked(request, job, key), pictures, bool(erased))
     return HTMLResponse(page, headers={"Content-Security-Policy": report_page.POLICY, "Cache-Control": "no-store"})
 
 
@@ -165,21 +165,44 @@ def _report(checkpoint: Checkpoint, key: ApiKey) -> dict[str, Any]:
         200: {
             "description": "The picture.",
             "content": {"image/png": {"schema": {"type": "string", "format": "binary"}}},
-        }
+        },
+        **refusals(410),
     },
 )
 def get_picture(name: str, number: str, picture: str, lethe: Lethe, key: Concept) -> Response:
-    """A PNG of the report. It shows what was to be forgotten, so it needs the scope requests:concept."""
+    """A PNG of the report. It shows what was to be forgotten, so it needs the scope requests:concept. One that shows images is
+    erased once its version is superseded or retired, the version that it was made from is retired, or nobody can release it
+    any more; curves stay."""
     checkpoint = find_checkpoint(lethe, name, number)[1]
     if picture not in checkpoint.report.get("pictures", []):
         raise NotFound("picture")
     return Response(_picture(lethe, checkpoint, picture), media_type="image/png")
 
 
+def _pictures(lethe: Deployment, checkpoint: Checkpoint) -> tuple[dict[str, bytes], list[str]]:
+    """Those that are there, by name, and the names of the others."""
+    found, erased = {}, []
+    for picture in checkpoint.report.get("pictures", []):
+        try:
+            found[picture] = _picture(lethe, checkpoint, picture)
+        except Gone:
+            erased.append(picture)
+    return found, erased
+
+
 def _picture(lethe: Deployment, checkpoint: Checkpoint, picture: str) -> bytes:
-    with lethe.blobs.open(f"pictures/{checkpoint.stem}/{picture}") as file:
-        content: bytes = file.read()
-    return content
+    """Gone when it showed images and was erased."""
+    if picture not in IMAGES:
+        with lethe.blobs.open(f"pictures/{checkpoint.stem}/{picture}") as file:
+            content: bytes = file.read()
+        return content
+    name = f"{checkpoint.images or checkpoints.images_folder(checkpoint.id)}/{picture}"
+    try:
+        key = lethe.keyring.key(checkpoints.images_key(checkpoint.id))
+        with lethe.blobs.open(name) as file:
+            return unseal(key, file.read(), name.encode())
+    except (KeyGone, BlobMissing):
+        raise Gone("The picture showed images and is erased. The report's figures stay.", "picture-erased") from None
 
 
 def find_checkpoint(lethe: Deployment, name: str, number: str) -> tuple[Model, Checkpoint, list[Checkpoint]]:
@@ -225,8 +248,10 @@ def _retired(lethe: Deployment, checkpoint: Checkpoint) -> dict[str, Any] | None
     if checkpoint.retired is None:
         return None
     with lethe.store.read() as session:
-        erased = not erasures.unfinished(session, checkpoint.retired["retirement"])
-    return {**checkpoint.retired, "at": moment(checkpoint.retired["at"]), "erased": erased}
+        left = erasures.unfinished(session, checkpoint.retired["retirement"]) or checkpoints.shown(
+            session, checkpoint.id
+        )
+    return {**checkpoint.retired, "at": moment(checkpoint.retired["at"]), "erased": not left}
 
 
 def _files(lethe: Deployment, checkpoint: Checkpoint) -> list[dict[str, Any]]:
@@ -255,7 +280,7 @@ def _out(lethe: Deployment, model_name: str, checkpoint: Checkpoint, family: lis
         "digest": checkpoint.digest,
         "changes": checkpoint.changes,
         "files": files,
-        "pictures": checkpoint.report.get("pictures", []),
+        "pictures": [each for each in checkpoint.report.get("pictures", []) if checkpoint.images or each not in IMAGES],
         "overridden": checkpoint.override is not None,
         "retired": _retired(lethe, checkpoint),
         "created_at": moment(checkpoint.created_at),

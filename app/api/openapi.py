@@ -13,7 +13,7 @@ _WHEN = {
     "that it would decide on.",
     404: "There is no such thing, or the key may not see it.",
     409: "The present state does not allow it.",
-    410: "The version is retired: its weights are erased, its report stays.",
+    410: "It is erased for ever: the weights of a retired version, or a picture that showed images. The report stays.",
     412: "If-Match names another version than the present one, or If-None-Match: * one that exists.",
     413: "The body, or what it unpacks to, is larger than a limit.",
     415: "The body has another media type than the operation reads.",

@@ -3,8 +3,8 @@
 Everything is decided from file names, JSON and safetensors headers; no tensor is loaded and no class imported. A
 directory passes only if every file has a known purpose (model_files), every class that it names is on the family's list
 (model_classes), its weights are whole (model_weights), and the shapes that the configs imply are the shapes in the
-weights (shape_anchors). What a family allows stands in its catalogue entry, `Family.files`. Issue 5 adds hub pulls in
-front of the same door.
+weights (shape_anchors). What a family allows stands in its catalogue entry, `Family.files`. Directories
+come as an upload or from a server path; none is pulled from a hub.
 """
 
 import shutil

@@ -14,14 +14,17 @@ from app.errors import Refused
 from app.privacy.fingerprints import in_order, parted
 from app.privacy.sealing import KeyGone, Keyring, SealBroken
 from app.privacy.selection import forgotten, job_labels, read_index, read_wish
+from app.records import checkpoint as checkpoints
 from app.records import dataset as datasets
 from app.records import job as jobs
 from app.records import purge_proof as purge_proofs
 from app.records import request as requests
+from app.records.checkpoint import Checkpoint, Status
 from app.records.dataset import Dataset
 from app.records.model import Model
 from app.records.request import Request
 from app.records.session import Store
+from app.report import IMAGES
 from app.storage import CHUNK, BlobMissing, LocalBlobs
 
 Document = dict[str, Any]
@@ -97,6 +100,7 @@ def still_there(session: Session, keyring: Keyring, blobs: LocalBlobs, request: 
     work = jobs.of_request(session, request.id)
     keys, names = _keys(session, request), [f"resume/{job.id}" for job in work]
     dataset = session.get(Dataset, request.forget_dataset_id) if request.forget_dataset_id else None
+    names += [f"{checkpoints.images_folder(each.id)}/{name}" for each in _shown(session, request) for name in IMAGES]
     if dataset is not None and dataset.key_id is not None:
         keys, names = [*keys, dataset.key_id], [*names, dataset.blob, dataset.index_blob]
     return {
@@ -108,7 +112,14 @@ def still_there(session: Session, keyring: Keyring, blobs: LocalBlobs, request: 
 def _keys(session: Session, request: Request) -> list[str]:
     """Ids of the keys that its purge destroys beside its set's."""
     named = [] if request.status in requests.KEPT and request.sealed else [request.key_id]
-    return [*(job.key_id for job in jobs.of_request(session, request.id)), *named]
+    shown = [checkpoints.images_key(each.id) for each in _shown(session, request)]
+    return [*(job.key_id for job in jobs.of_request(session, request.id)), *named, *shown]
+
+
+def _shown(session: Session, request: Request) -> list[Checkpoint]:
+    """Its quarantined versions whose reports had pictures with images: they go with it."""
+    quarantined = (each for each in checkpoints.of_request(session, request.id) if each.status == Status.QUARANTINED)
+    return [each for each in quarantined if not set(IMAGES).isdisjoint(each.report.get("pictures", []))]
 
 
 def _document(dataset: Dataset | None, keys: list[str], samples: Document | None, blobs: LocalBlobs) -> Document:

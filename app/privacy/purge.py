@@ -23,6 +23,7 @@ from app.records.checkpoint import Checkpoint
 from app.records.dataset import Dataset
 from app.records.request import Request
 from app.records.session import Store
+from app.report import IMAGES
 from app.settings import Settings
 from app.storage import LocalBlobs
 
@@ -30,24 +31,27 @@ ENDED = (jobs.Status.SUCCEEDED, jobs.Status.FAILED, jobs.Status.CANCELLED)
 
 
 def after_job(store: Store, keyring: Keyring, blobs: LocalBlobs, job_id: str, settings: Settings) -> None:
-    """When a job has ended: its resume state at once, answer sets of versions that it superseded, and the request's forget
-    set if its retention is zero."""
+    """When a job has ended: its resume state at once, answer sets and images of versions that it superseded, and the request's
+    forget set if its retention is zero."""
     with store.write() as session:
         job = session.get_one(jobs.Job, job_id)
         if job.status not in ENDED:
             return
         _erase_resume_state(keyring, blobs, job)
         superseded = checkpoints.with_answers_to_erase(session, job.model_id)
+        pictured = checkpoints.with_images_to_erase(session, job.model_id)
     for checkpoint_id in superseded:
         erase_answers(store, keyring, blobs, checkpoint_id)
+    for checkpoint_id in pictured:
+        erase_images(store, keyring, blobs, checkpoint_id)
     purge_request(store, keyring, blobs, job.request_id, settings)
 
 
 def purge_request(store: Store, keyring: Keyring, blobs: LocalBlobs, request_id: str, settings: Settings) -> None:
     """If the request is past its retention, and nobody holds it: erase the sealed set that it adopted, what is left of its
-    jobs' resume state, the digests held for an override and, unless it completed, its own fingerprint and the key of what it
-    named; of one that completed that stays sealed, for later versions to be asked about. A registered set that it only pointed
-    into stays.
+    jobs' resume state, the digests held for an override, images of its quarantined versions and, unless it completed, its own
+    fingerprint and the key of what it named; of one that completed that stays sealed, for later versions to be asked about. A
+    registered set that it only pointed into stays.
 
     What proves the purge is kept first, in a transaction of its own: large sets are digested with no lock held. A set that its
     owner is deleting goes first, and a later round purges the request."""
@@ -66,6 +70,9 @@ def purge_request(store: Store, keyring: Keyring, blobs: LocalBlobs, request_id:
             _erase_resume_state(keyring, blobs, job)
         if dataset is not None and dataset.adopted_by == request_id:
             _erase_dataset(session, keyring, blobs, dataset, "the request ended", document)
+        for version in checkpoints.of_request(session, request_id):
+            if version.status == checkpoints.Status.QUARANTINED:  # from now on nobody can release it
+                _erase_images(session, keyring, blobs, version)
         held_tombstones.drop(session, request_id)
         if request.status not in requests.KEPT:
             keyring.destroy(request.key_id)
@@ -93,6 +100,23 @@ def erase_answers(store: Store, keyring: Keyring, blobs: LocalBlobs, checkpoint_
             blobs.delete(checkpoint.answers)
             checkpoint.answers = None
             history.write(session, "system", "answers.erased", checkpoint.id)
+
+
+def erase_images(store: Store, keyring: Keyring, blobs: LocalBlobs, checkpoint_id: str) -> None:
+    """The pictures of a version that show images (`checkpoints.with_images_to_erase`)."""
+    with store.write() as session:
+        _erase_images(session, keyring, blobs, session.get_one(Checkpoint, checkpoint_id))
+
+
+def _erase_images(session: Session, keyring: Keyring, blobs: LocalBlobs, checkpoint: Checkpoint) -> None:
+    session.refresh(checkpoint, with_for_update=True)
+    if checkpoint.images is None:
+        return
+    keyring.destroy(checkpoints.images_key(checkpoint.id))
+    for name in IMAGES:
+        blobs.delete(f"{checkpoint.images}/{name}")
+    checkpoint.images = None
+    history.write(session, "system", "images.erased", checkpoint.id, checkpoint.request_id)
 
 
 def _erase_dataset(

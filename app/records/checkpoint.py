@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import ForeignKey, UniqueConstraint, func, select, update
-from sqlalchemy.orm import Mapped, Session, mapped_column
+from sqlalchemy.orm import Mapped, Session, aliased, mapped_column
 
 from app.records import history
 from app.records.base import Record, now
@@ -41,6 +41,7 @@ class Checkpoint(Record):
     override: Mapped[dict[str, Any] | None]  # when, by whom and why it was released against its verdict
     retired: Mapped[dict[str, Any] | None]  # when, by whom, what it was before, and what went: see app/retirement.py
     answers: Mapped[str | None]  # blob of the sealed answer set, under the key of the checkpoint's id; may be missing
+    images: Mapped[str | None]  # folder of sealed pictures that show images; None: there are none, or no more
     created_at: Mapped[float]
 
     @property
@@ -179,6 +180,37 @@ def with_answers_to_erase(session: Session, model_id: str | None = None) -> list
     if model_id is not None:
         due = due.where(Checkpoint.model_id == model_id)
     return list(session.scalars(due.limit(500)))
+
+
+def images_folder(checkpoint_id: str) -> str:
+    return f"images/{checkpoint_id}"
+
+
+def images_key(checkpoint_id: str) -> str:
+    """Another key than the answer set's: the head's pictures may go while later versions still ask for its answers."""
+    return f"{checkpoint_id}-images"
+
+
+def with_images_to_erase(session: Session, model_id: str | None = None) -> list[str]:
+    """With pictures that show what nobody shall see any more: of a version that was superseded or retired; of one whose parent
+    was retired, for what that one drew is half of them; of a quarantined one that nobody can release, for its parent is no more
+    the head. The purge of its request erases those of a quarantined one, too. What lies unsealed, of before there was a key for
+    it, goes at once."""
+    parent, past = aliased(Checkpoint), (Status.SUPERSEDED, Status.RETIRED)
+    left_behind = (Checkpoint.status == Status.QUARANTINED) & (parent.status == Status.SUPERSEDED)
+    over = Checkpoint.status.in_(past) | (parent.status == Status.RETIRED) | left_behind
+    over |= ~Checkpoint.images.startswith("images/")
+    pictured = select(Checkpoint.id).outerjoin(parent, parent.id == Checkpoint.parent_id)
+    due = pictured.where(Checkpoint.images.is_not(None), over)
+    if model_id is not None:
+        due = due.where(Checkpoint.model_id == model_id)
+    return list(session.scalars(due.limit(500)))
+
+
+def shown(session: Session, checkpoint_id: str) -> bool:
+    """Whether what a version drew is still in a picture: in its own report, or in that of a version made from it."""
+    drew = (Checkpoint.id == checkpoint_id) | (Checkpoint.parent_id == checkpoint_id)
+    return session.scalar(select(Checkpoint.id).where(drew, Checkpoint.images.is_not(None)).limit(1)) is not None
 
 
 def of_jobs(session: Session, request_ids: list[str]) -> dict[str, tuple[int, str]]:

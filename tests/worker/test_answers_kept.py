@@ -1,6 +1,7 @@
 """Answer sets from job to job, as a supervisor and a runner keep them: what is reused, and what goes with its version."""
 
 import base64
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from app import sweeper
 from app.deployment import Deployment
@@ -17,6 +19,7 @@ from app.records import checkpoint as checkpoints
 from app.records import intent
 from app.records import model as models
 from app.records.checkpoint import Checkpoint
+from app.report import IMAGES
 from tests import pictures, tiny
 from tests.app.api.deployed import World, asked, register, upload_set
 from tests.conftest import client_for
@@ -144,6 +147,29 @@ def test_the_store_holds_them_sealed(world: World) -> None:
     with world.lethe.blobs.open(told.message["answers"]["base"]["blob"]) as file:
         raw = file.read()
     assert raw.startswith(b"LETHE-S1") and b"features" not in raw and b"PK" not in raw[:64]
+
+
+def test_pictures_that_show_images_are_sealed_from_the_runner_on_and_go_with_their_version(world: World) -> None:
+    lethe = world.lethe
+    told, result = attempt(world, 1)
+    first = versions(world)[-1]
+    blob = f"{checkpoints.images_folder(first.id)}/grid.png"
+    assert first.images == told.message["images"]["folder"] and result["report"]["verdict"] == "passed"
+    with lethe.blobs.open(blob) as file:
+        stored_bytes = file.read()
+    assert Path(result["pictures"]["grid.png"]).read_bytes() == stored_bytes  # in scratch, too
+    assert stored_bytes.startswith(b"LETHE-S1") and b"PNG" not in stored_bytes[:64]
+    picture = "/v1/models/unet/checkpoints/2/pictures/grid.png"
+    with Image.open(io.BytesIO(world.admin.get(picture).content)) as image:
+        assert image.format == "PNG" and image.width > 2 * 8 * 8
+    assert [name for name in lethe.blobs.list("pictures/") if name.endswith(IMAGES)] == []
+    forget(world, 2)
+    assert not lethe.blobs.exists(blob) and not lethe.keyring.exists(checkpoints.images_key(first.id))
+    assert (
+        world.admin.get(picture).status_code == 410
+        and world.admin.get(picture.replace("/2/", "/3/")).status_code == 200
+    )
+    assert [bool(version.images) for version in versions(world)] == [False, False, True]
 
 
 def test_the_sweeper_erases_what_a_worker_that_died_left_of_a_superseded_version(world: World) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 
 from app.errors import JobError
 from app.recipe import check_evaluation
+from app.report import IMAGES
 from tests import tiny, tiny_image_to_image
 from worker import picture
 from worker.answers import reconstruction
@@ -129,6 +130,32 @@ def test_the_picture_shows_no_forgotten_image(scene: Scene) -> None:
     known = np.concatenate([answers.originals["retain"], answers.originals["test"]])
     assert all(any(np.array_equal(row[0], each) for each in known) for row in answers.images)
     png = picture.pictures(answers, answers)["grid.png"]
+    assert "grid.png" in IMAGES  # and so it is sealed
     with Image.open(io.BytesIO(png)) as image:
         assert image.format == "PNG"
         assert image.width > 4 * 64
+
+
+@every_network
+def test_a_copy_of_a_forgotten_image_in_the_test_set_is_measured_and_not_shown(scene: Scene) -> None:
+    """The owner's test set is left as it is."""
+    test, forget = scene.sets["test"], scene.sets["forget"]
+    assert test is not None and forget is not None
+    before = scene.ask()
+    test.x[1] = forget.x[69]
+    answers = scene.ask(images_per_set=60)  # so few of the forget set are asked about that its last may not be
+    assert len(answers.outputs["test"]) == 6
+    assert answers.shown.count("test") == before.shown.count("test") == 4
+    png = picture.pictures(answers, answers)["grid.png"]
+    assert [shows(png, answers.originals["test"][at]) for at in (0, 1, 2)] == [True, False, True]
+    assert not any(shows(png, original) for original in answers.originals["forget"])
+
+
+def shows(png: bytes, original: np.ndarray) -> bool:
+    """Whether the picture's pixels hold the middle row of an image, as large as it is drawn."""
+    with Image.open(io.BytesIO(png)) as image:
+        lines = [line.tobytes() for line in np.asarray(image.convert("RGB"))]
+    height, width, _ = original.shape
+    row = np.broadcast_to(original[height // 2], (width, 3))
+    sought = np.repeat(row, max(1, -(-2 * picture.TILE // min(height, width))), axis=0).tobytes()
+    return any(sought in line for line in lines)

@@ -2,7 +2,7 @@
 
 Every network is asked for the same images under the same masks. What it is shown is put back over its output, so that only
 hidden pixels are its own; where the pattern hides nothing (an autoencoder of whole images), all are. Forgotten images are
-restored, judged and then forgotten: the report's picture shows retained and test images only.
+restored, judged and then forgotten: the report's picture shows retained and test images only, and no copy of a forgotten one.
 """
 
 from collections.abc import Callable, Mapping
@@ -64,7 +64,11 @@ def ask(
         restored[name] = restore(family, network, x, settings, first, lambda now: progress(before + now, total))  # noqa: B023
         done += len(x)
     noise = noise_over(restored["forget"], settings["seed"])
-    shown = {name: restored[name] for name in ("retain", "test")}
+    forgotten = {pixels(one) for one in forget.x}
+    others = {
+        name: np.array([pixels(one) not in forgotten for one in asked[name]], bool) for name in ("retain", "test")
+    }
+    shown = {name: Restored(*(each[own] for each in restored[name])) for name, own in others.items()}
     return ReconstructionAnswers(
         originals={name: each.originals for name, each in restored.items()},
         outputs={name: each.outputs for name, each in restored.items()},
@@ -111,6 +115,10 @@ def sample_of(x: Tensor, most: int, seed: int) -> Tensor:
     """At most so many of the images, chosen by the seed, in their order."""
     chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:most].sort().values
     return x[chosen.to(x.device)]
+
+
+def pixels(image: Tensor) -> bytes:
+    return image.cpu().numpy().tobytes()
 
 
 def restore(

@@ -15,6 +15,7 @@ from sqlalchemy import func, select
 from app import weights
 from app.audit import sequencer
 from app.deployment import Deployment
+from app.privacy.sealing import seal
 from app.records import Record
 from app.records import checkpoint as checkpoints
 from app.records import job as jobs
@@ -128,18 +129,25 @@ def add_version(
     manifest = weights.pack_delta(before, lethe.blobs, directory, pack, names["pack"])
     lethe.blobs.put(names["pack"], pack)
     lethe.blobs.put(names["manifest"], weights.encode(manifest))
-    lethe.blobs.put(f"pictures/test-{number}/grid.png", pictures.png(number))
     version = Checkpoint(
         id=new_id("ckpt"), model_id=model.id, parent_id=parent.id, request_id=request_id, job_id=job_id, status=status,
         pack=names["pack"], manifest=names["manifest"],
         digest=weights.digest(manifest), changes=dict(weights.changes(manifest, before)),
         report=report or reports.report(pictures=["grid.png"]),
     )  # fmt: skip
+    keep_grid(lethe, version, pictures.png(number))
     with lethe.store.write() as session:
         checkpoints.add(session, version, "worker:test")
         if supersede:
             checkpoints.supersede_before(session, version, "worker:test")
     return version.number, directory
+
+
+def keep_grid(lethe: Deployment, version: Checkpoint, png: bytes) -> None:
+    """Sealed, as a worker does it; the version is not stored yet."""
+    version.images = checkpoints.images_folder(version.id)
+    name, key = f"{version.images}/grid.png", lethe.keyring.new_key(checkpoints.images_key(version.id))
+    lethe.blobs.put(name, seal(key, png, name.encode()))
 
 
 def forgotten(world: World, name: str, status: Status = Status.RELEASED) -> tuple[int, str]:

@@ -104,7 +104,7 @@ def test_a_superseded_version_is_erased_and_the_head_keeps_every_byte(world: Wor
     assert gone["retired"]["bytes_erased"] > 0 and 0 < gone["retired"]["tensors_erased"] <= gone["retired"]["tensors"]
     assert contents(world, head) == before and world.admin.get(f"{PATH}/{head}/archive").content == archive
     assert world.admin.get(f"{PATH}/{old}/report").json() == report
-    assert world.admin.get(f"{PATH}/{old}/pictures/grid.png").status_code == 200
+    refused(world.admin.get(f"{PATH}/{old}/pictures/grid.png"), 410, "picture-erased")
     for path in ("files/config.json", "archive"):
         refused(world.admin.get(f"{PATH}/{old}/{path}", params={"reason": "x"}), 410, "version-retired")
 
