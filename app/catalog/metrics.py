@@ -57,6 +57,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             "%",
             "Accuracy on the test set; when a label is forgotten, on its images of other labels.",
             interval="wilson",
+            needs=("test",),
         ),
         "mia_efficacy": Metric(
             "Membership inference efficacy",
@@ -65,6 +66,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             "%",
             "Share of the forget set that an SVC on true-label confidence takes for images never trained on.",
             interval="wilson",
+            needs=("test",),
         ),
         "mia_auc": Metric(
             "Membership inference AUC",
@@ -73,6 +75,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             "%",
             "How well confidence tells the forget set from unseen images: 50 is not at all, both sides of it leak.",
             shows_forgetting=True,
+            needs=("test",),
         ),
         "gap_to_retrain": Metric(
             "Gap to Retrain",
@@ -81,6 +84,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             "points",
             "Mean distance to a retrained network over unlearning, retain, test accuracy and membership inference.",
             shows_forgetting=True,
+            needs=("reference", "test"),
         ),
         "forget_rejected": Metric(
             "Forget rejected",
@@ -121,6 +125,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             "lower",
             "judge",
             "Frechet distance between generated images of kept labels and real test images, in the judge's features.",
+            needs=("test",),
         ),
         "integrity": Metric(
             "Integrity in the judge's features",
@@ -217,6 +222,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             "on the operator's weights, at 299 pixels a side.",
             evaluator="inception",
             optional=True,
+            needs=("test",),
         ),
         "integrity_lpips": Metric(
             "Integrity in LPIPS",
@@ -250,6 +256,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             "lower",
             "judge",
             "Frechet distance between restored and original unseen images, in the judge's features.",
+            needs=("test",),
         ),
         "mutual_information": Metric(
             "Mutual information, forget set",

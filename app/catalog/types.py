@@ -125,6 +125,9 @@ class Metric:
     unit: str
     definition: str
     shows_forgetting: bool = False  # an untouched network must miss a rule on one of these
+    needs: tuple[
+        Literal["reference", "test"], ...
+    ] = ()  # cannot be measured without the retrained network, the test set
     interval: Literal["wilson", "bootstrap"] | None = (
         None  # wilson: a share of n; bootstrap: a mean over n; None: neither
     )
