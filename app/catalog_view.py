@@ -77,6 +77,7 @@ def _metric(name: str, metric: Metric) -> dict[str, Any]:
         "n_from": metric.n_from,
         "evaluator": metric.evaluator,
         "optional": metric.optional,
+        "needs": list(metric.needs),
     }
 
 

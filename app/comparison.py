@@ -50,6 +50,11 @@ def _figure(metric: str, one: list[dict[str, Any]], other: list[dict[str, Any]])
     }
 
 
+def _rule(row: Mapping[str, Any]) -> dict[str, Any]:
+    held = {**row["threshold"], "passed": row["passed"]}
+    return {**held, "left_out": True} if row.get("left_out") else held
+
+
 def _side(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
     if not rows:
         return None
@@ -58,5 +63,5 @@ def _side(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
         "value": rows[0]["value"],
         "interval": rows[0].get("interval"),
         "n": rows[0]["n"],
-        "rules": [{**row["threshold"], "passed": row["passed"]} for row in ruled],
+        "rules": [_rule(row) for row in ruled],
     }

@@ -221,7 +221,7 @@ def show_comparison(console: Console, found: dict[str, Any]) -> None:
 def _side(side: dict[str, Any] | None) -> tuple[str, str, str]:
     if side is None:
         return "", "", ""
-    rules = [f"{rule(each)} {met({'threshold': each, 'passed': each['passed']})}" for each in side["rules"]]
+    rules = [f"{rule(each)} {met({**each, 'threshold': each})}" for each in side["rules"]]
     return number(side["value"]), interval(side["interval"]), ", ".join(rules)
 
 

@@ -55,6 +55,8 @@ def count(figure: Mapping[str, Any]) -> str:
 
 
 def met(figure: Mapping[str, Any]) -> str:
+    if figure.get("left_out"):
+        return "left out"
     return {True: "yes", False: "NO", None: "not measured" if figure["threshold"] else ""}[figure["passed"]]
 
 

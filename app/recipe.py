@@ -114,12 +114,15 @@ def check_policy(family: str, policy: dict[str, list[dict[str, Any]]]) -> dict[s
 
 
 def policy_warnings(family: str, policy: dict[str, Any], evaluation: dict[str, Any]) -> list[dict[str, Any]]:
-    """Rules on a share that the evaluation's own number of images cannot show, however well a version answers.
+    """Kinds of forgetting whose rules a version might meet that forgot nothing, and rules on a share that the evaluation's own
+    number of images cannot show, however well a version answers.
 
-    Only where that number is known beforehand: what a generator is asked to draw. A warning refuses nothing.
+    The latter only where that number is known beforehand: what a generator is asked to draw. A warning refuses nothing.
     """
     found = []
     for kind, rules in policy.items():
+        if not any(each["metric"] in _showing(family) for each in rules):
+            found.append(_shows_nothing(family, kind))
         for position, each in enumerate(rules):
             metric, rule = catalog.METRICS.get(each["metric"]), catalog.Threshold(**each)
             n = _count(evaluation, metric.n_from) if metric else None  # an attack's n follows from the sets
@@ -129,6 +132,21 @@ def policy_warnings(family: str, policy: dict[str, Any], evaluation: dict[str, A
             if needed is None or needed > n:
                 found.append(_too_few(f"policy.{kind}[{position}]", rule, str(metric.n_from), n, needed))
     return found
+
+
+def _showing(family: str) -> list[str]:
+    return [name for name, each in catalog.METRICS.items() if each.shows_forgetting and family in each.families]
+
+
+def _shows_nothing(family: str, kind: str) -> dict[str, Any]:
+    return {
+        "field": f"policy.{kind}",
+        "rule": "None of its rules is on a figure that shows forgetting by itself: a version that forgot nothing may meet all of "
+        "them, and be released.",
+        "remedy": f"Hold one of these to a rule: {', '.join(_showing(family))}.",
+        "n": None,
+        "n_needed": None,
+    }
 
 
 def _count(evaluation: dict[str, Any], setting: str | None) -> int | None:

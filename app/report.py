@@ -70,7 +70,15 @@ class Figure(_Part):
     direction: Literal["higher", "lower", "target"]
     evaluators: list[str] = Field(description="Digests of the networks that judged it.")
     threshold: Held | None
-    passed: bool | None = Field(description="Whether the value meets the rule; null without a rule or a value.")
+    passed: bool | None = Field(
+        description="Whether the value meets the rule; null without a rule, or where nothing can be held against it: no value, "
+        "or a share of a base that is at its ideal. A rule with null is missed, unless it is left out."
+    )
+    left_out: bool = Field(
+        False,
+        description="The rule did not count for the verdict: it needs a retrained network, the request names none, and another "
+        "rule on forgetting was met.",
+    )
     by_label: dict[str, float] | None = Field(None, description="Per label; only with the scope requests:concept.")
     n_real: int | None = Field(None, description="Real images that the n generated ones are compared with.")
     by_context: dict[str, float] | None = Field(
@@ -203,7 +211,8 @@ class Report(_Part):
     """What was measured for one version, before and after, against a policy; and what was not tested."""
 
     verdict: Literal["passed", "failed"] = Field(
-        description="passed: every rule of the policy was met, and no earlier promise broken. It says no more than that."
+        description="passed: every rule of the policy was met but those that `left_out` names, and no earlier promise broken. "
+        "It says no more than that."
     )
     override: Override | None = Field(None, description="Where a person released the version all the same.")
     reasons: list[Literal["threshold_missed", "broken_promise"]] = Field([], description="Why it failed.")

@@ -78,6 +78,9 @@ def render(
         report=report,
         asked=asked,
         recipe=_shown_recipe(asked) if asked else {},
+        left_out=list(dict.fromkeys(each.title for each in report.figures if each.left_out)),
+        ruled=any(each.threshold for each in report.figures) or any(each.threshold for each in report.attacks),
+        shows_forgetting=any(each.threshold and _shows_forgetting(each) for each in report.figures),
         rows=[_row(each, report.judge) for each in report.figures],
         attacks=[_attack(each) for each in report.attacks],
         promises=[row for each in report.promises for row in _promise(each)],
@@ -98,6 +101,10 @@ def _others(report: Report) -> dict[str, str]:
     return {digest: named.get(digest, "") for digest in sorted(every - {report.judge})}
 
 
+def _shows_forgetting(figure: Figure) -> bool:
+    return figure.metric in METRICS and METRICS[figure.metric].shows_forgetting
+
+
 def _row(figure: Figure, judge: str | None) -> dict[str, Any]:
     """A figure in words."""
     said = figure.model_dump()
@@ -110,10 +117,14 @@ def _row(figure: Figure, judge: str | None) -> dict[str, Any]:
         "target": figures.number(figure.target),
         "target_interval": figures.interval(said["target_interval"]),
         "rule": figures.rule(said["threshold"]),
-        "met": {True: "met", False: "missed", None: "not measured"}[figure.passed] if figure.threshold else "",
+        "met": _met(figure) if figure.threshold else "",
         "few": figure.n_needed is not None and figure.n_needed > figure.n,
         "judges": ["the judge" if digest == judge else _short(digest) for digest in figure.evaluators],
     }
+
+
+def _met(figure: Figure) -> str:
+    return "left out" if figure.left_out else {True: "met", False: "missed", None: "not measured"}[figure.passed]
 
 
 def _attack(attack: Attacked) -> dict[str, Any]:

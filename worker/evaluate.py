@@ -35,7 +35,7 @@ from worker.metrics import (
     integrity,
 )
 from worker.panel import ALONE, Panel, open_panel
-from worker.rules import held_to, needed, why_failed
+from worker.rules import held_to, needed, why_failed, without_reference
 
 JUDGED = GeneratorAnswers, ReconstructionAnswers
 NOTHING_TOLD = Cost()
@@ -211,7 +211,7 @@ def figures(
             {**row, **held_to(rule, row["value"], row["before"], ideal or 0.0), "n_needed": needed(rule, metric)}
             for rule in own or [None]
         ]
-    return rows
+    return without_reference(rows) if evidence.reference is None else rows
 
 
 def figure(

@@ -1,4 +1,8 @@
-"""The rules of a policy, held against figures: which was met, and what they come to together."""
+"""The rules of a policy, held against figures: which was met, and what they come to together.
+
+What could not be measured is missed. One thing alone is left out, and said so: a rule on a figure that is a distance to a
+retrained network, where the request names none and another figure of the policy shows forgetting.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,7 +23,8 @@ def needed(rule: Threshold | None, metric: Metric) -> int | None:
 
 
 def held_to(rule: Threshold | None, value: float | None, before: float | None, ideal: float = 0.0) -> dict[str, Any]:
-    """The rule and whether it was met; None where there is no rule, or nothing to hold it against."""
+    """The rule and whether it was met; None where there is no rule, or nothing to hold it against: no value, no base's, or
+    a share of a base that is at its ideal, which no network could miss."""
     if rule is None:
         return {"threshold": None, "passed": None}
     shown = {"rule": rule.rule, "value": rule.value}
@@ -27,6 +32,8 @@ def held_to(rule: Threshold | None, value: float | None, before: float | None, i
     if value is None or (relative and before is None):
         return {"threshold": shown, "passed": None}
     base = before if before is not None else 0.0
+    if rule.rule == "share_of_before" and base == ideal:
+        return {"threshold": shown, "passed": None}
     met = {
         "at_least": value >= rule.value,
         "at_most": value <= rule.value,
@@ -38,16 +45,21 @@ def held_to(rule: Threshold | None, value: float | None, before: float | None, i
     return {"threshold": shown, "passed": met[rule.rule]}
 
 
-def verdict(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Passed when every rule was met. What could not be measured is missed, unless another figure shows forgetting.
+def without_reference(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Where the request names no retrained network: the rows, `left_out` where a rule is on a figure that needs one. Only
+    if another rule on forgetting was met: else nothing was shown, and that one is missed, too."""
+    shown = any(row["passed"] for row in rows if shows_forgetting(row))
+    return [{**row, "left_out": True} if shown and row["threshold"] and _compares(row) else dict(row) for row in rows]
 
-    A gap to Retrain without a retrained reference is the case in point: it is left out where the policy holds
-    another forgetting figure to a rule; where it is the only one, nothing was shown.
-    """
-    ruled = [row for row in rows if row["threshold"] is not None]
-    shown = any(row["passed"] for row in ruled if shows_forgetting(row))
-    met = all(row["passed"] or (shown and row["passed"] is None and shows_forgetting(row)) for row in ruled)
-    return "passed" if met else "failed"
+
+def _compares(row: Mapping[str, Any]) -> bool:
+    return "reference" in METRICS[row["metric"]].needs
+
+
+def verdict(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Passed when every rule was met that is not left out. What could not be measured is missed."""
+    ruled = [row for row in rows if row["threshold"] is not None and not row.get("left_out")]
+    return "passed" if all(row["passed"] for row in ruled) else "failed"
 
 
 def why_failed(rows: Sequence[Mapping[str, Any]], promises: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -166,14 +166,14 @@ class ModelPatch(BaseModel):
 
 
 class Warned(BaseModel):
-    """A rule that the evaluation's settings cannot show; nothing is refused for it."""
+    """A rule that cannot be shown to be met, or rules that forgetting nothing meets; nothing is refused for it."""
 
     field: str
-    rule: str = Field(description="What cannot be shown, and why.")
+    rule: str = Field(description="What cannot be shown, or is not asked, and why.")
     remedy: str
-    n: int = Field(description="Images that the settings give it.")
+    n: int | None = Field(description="Images that the settings give it; null where it is no matter of n.")
     n_needed: int | None = Field(
-        description="Smallest n at which the best possible answer's 95 % Wilson interval reaches the threshold; null: none."
+        description="Smallest n at which the best possible answer's 95 % Wilson interval reaches the threshold; null: none, or no matter of n."
     )
 
 
@@ -194,7 +194,9 @@ class ModelOut(BaseModel):
         description="Of `method: auto`: method and resolved recipe of each rung. Null: the family's default, see GET /v1/catalog."
     )
     process: Process
-    warnings: list[Warned] = Field(description="Rules on a share that `evaluation` has too few images for.")
+    warnings: list[Warned] = Field(
+        description="Rules on a share that `evaluation` has too few images for, and kinds without a rule that shows forgetting."
+    )
     owner: str = Field(
         description="The key that may change it, as the audit names it; at first the one that registered it."
     )
@@ -226,7 +228,8 @@ def register(body: ModelIn, response: Response, lethe: Lethe, key: Writer, once:
     """Register a base model as version 1. Only safetensors and known configs are accepted; the config must match
     the weights and name a class of the family. Every data set's labels must be the model's; for families whose
     catalogue entry says `labels_from: sets`, the labels of the sets are the model's. A threshold that the evaluation has
-    too few images for is no refusal: `warnings` names it and the n that it needs."""
+    too few images for is no refusal: `warnings` names it and the n that it needs. So it does with a kind of forgetting whose
+    policy has no rule that shows forgetting."""
     policy = {kind: [threshold.model_dump() for threshold in thresholds] for kind, thresholds in body.policy.items()}
     new = NewModel(
         name=body.name,

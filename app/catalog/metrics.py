@@ -59,6 +59,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             "%",
             "Accuracy on the test set; when a label is forgotten, on its images of other labels.",
             interval="wilson",
+            needs=("test",),
         ),
         "mia_efficacy": Metric(
             "Membership inference efficacy",
@@ -67,6 +68,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             "%",
             "Share of the forget set that an SVC on true-label confidence takes for images never trained on.",
             interval="wilson",
+            needs=("test",),
         ),
         "mia_auc": Metric(
             "Membership inference AUC",
@@ -76,6 +78,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             "How well confidence tells the forget set from unseen images: 50 is not at all, both sides of it leak.",
             shows_forgetting=True,
             interval="newcombe",
+            needs=("test",),
         ),
         "gap_to_retrain": Metric(
             "Gap to Retrain",
@@ -84,6 +87,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             "points",
             "Mean distance to a retrained network over unlearning, retain, test accuracy and membership inference.",
             shows_forgetting=True,
+            needs=("reference", "test"),
         ),
         "forget_rejected": Metric(
             "Forget rejected",
@@ -127,6 +131,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             "lower",
             "judge",
             "Frechet distance between generated images of kept labels and real test images, in the judge's features.",
+            needs=("test",),
         ),
         "integrity": Metric(
             "Integrity in the judge's features",
@@ -225,6 +230,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             "on the operator's weights, at 299 pixels a side.",
             evaluator="inception",
             optional=True,
+            needs=("test",),
         ),
         "integrity_lpips": Metric(
             "Integrity in LPIPS",
@@ -258,6 +264,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             "lower",
             "judge",
             "Frechet distance between restored and original unseen images, in the judge's features.",
+            needs=("test",),
         ),
         "mutual_information": Metric(
             "Mutual information, forget set",

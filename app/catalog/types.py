@@ -132,6 +132,7 @@ class Metric:
     unit: str
     definition: str
     shows_forgetting: bool = False  # an untouched network must miss a rule on one of these
+    needs: tuple[Literal["reference", "test"], ...] = ()  # what it cannot be measured without
     interval: IntervalKind | None = None  # None: what the figure is has none
     n_from: Literal["forget_samples", "samples_per_label", "prompts"] | None = (
         None  # the evaluation setting that a share's n follows: its value, or how many it lists

@@ -1,5 +1,6 @@
 """Two reports side by side: what both have, what one lacks, and in what they were measured unlike."""
 
+from app import figures
 from app.comparison import compare
 from tests import reports
 
@@ -43,3 +44,11 @@ def test_it_says_in_what_the_two_were_measured_unlike() -> None:
     alike = reports.report()
     assert compare(alike, reports.report())["unlike"] == []
     assert compare(alike, reports.report(judge="sha256:other", settings={}))["unlike"] == ["settings", "judge"]
+
+
+def test_a_rule_that_was_left_out_is_said_to_be() -> None:
+    rule = {"rule": "share_of_before", "value": 0.5}
+    gap = reports.report(reports.figure("gap_to_retrain", None, threshold=rule, passed=None, left_out=True))
+    (figure,) = compare(gap, gap)["figures"]
+    assert figure["sides"][0]["rules"] == [{**rule, "passed": None, "left_out": True}]
+    assert figures.met(gap["figures"][0]) == "left out"

@@ -85,7 +85,10 @@ def test_too_few_images_for_a_threshold_are_said_with_the_n_that_it_needs() -> N
 
 
 def test_a_threshold_that_no_n_can_show_says_so() -> None:
-    rules = [{"metric": "forget_rejected", "rule": "at_most", "value": 0.0}]
+    rules = [
+        {"metric": "unlearning_accuracy", "rule": "at_least", "value": 95.0},
+        {"metric": "forget_rejected", "rule": "at_most", "value": 0.0},
+    ]
     (found,) = policy_warnings("class_diffusion", {"class_label": rules}, check_evaluation("class_diffusion", {}))
     assert found["n_needed"] is None and "above 0" in found["remedy"]
 
@@ -93,3 +96,16 @@ def test_a_threshold_that_no_n_can_show_says_so() -> None:
 def test_where_the_forget_set_decides_n_nothing_is_said_beforehand() -> None:
     rules = [{"metric": "unlearning_accuracy", "rule": "at_least", "value": 99.9}]
     assert policy_warnings("image_classifier", {"class_label": rules}, {}) == []
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_policy_that_asks_for_no_forgetting_is_warned_of_and_says_what_would(family: str) -> None:
+    defaults = {kind: [vars(rule) for rule in rules] for kind, rules in FAMILIES[family].default_policy.items()}
+    showing = {name for name, metric in METRICS.items() if metric.shows_forgetting}
+    for kind, rules in defaults.items():
+        keeping = [rule for rule in rules if rule["metric"] not in showing]
+        for left in ([], keeping):
+            (found,) = policy_warnings(family, {**defaults, kind: left}, check_evaluation(family, {}))
+            assert (found["field"], found["n"], found["n_needed"]) == (f"policy.{kind}", None, None)
+            named = {name for name in showing if name in found["remedy"]}
+            assert named and all(family in METRICS[name].families for name in named)

@@ -96,7 +96,12 @@ def test_a_list_out_of_bounds_is_refused_by_its_place(given: Any, code: str, fie
 
 
 def test_a_threshold_that_so_few_prompts_cannot_show_is_warned_of() -> None:
-    policy = {"class_label": [{"metric": "detected_prompts", "rule": "at_most", "value": 5.0}]}
+    policy = {
+        "class_label": [
+            {"metric": "unlearning_accuracy", "rule": "at_least", "value": 95.0},
+            {"metric": "detected_prompts", "rule": "at_most", "value": 5.0},
+        ]
+    }
     settings = check_evaluation("text_to_image", {"prompts": [{"prompt": "x"}] * 20})
     (warned,) = policy_warnings("text_to_image", policy, settings)
     assert (warned["n"], warned["n_needed"]) == (20, 73) and warned[

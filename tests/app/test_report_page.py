@@ -203,6 +203,25 @@ def test_attacks_stand_in_a_table_of_their_own_with_what_they_cost() -> None:
     assert "Before it" not in Page(report_page.render(version(), reports.of_a_generator(), None, None)).text
 
 
+def test_the_page_names_the_rule_that_was_left_out() -> None:
+    rule = {"rule": "share_of_before", "value": 0.5}
+    met = reports.figure("mia_auc", 52.0, 60.0, threshold=rule, passed=True)
+    gap = reports.figure("gap_to_retrain", None, threshold=rule, passed=None, left_out=True)
+    text = Page(rendered(reports.report(met, gap))).text
+    title = METRICS["gap_to_retrain"].title
+    assert f"Every rule of the model's policy was met but for {title}" in text and "left out" in text
+    assert "Every rule of the model's policy was met." not in text
+    assert "Every rule of the model's policy was met." in Page(rendered(reports.report(met))).text
+
+
+def test_the_page_says_where_no_rule_shows_forgetting() -> None:
+    kept = reports.figure("retain_accuracy", 99.0, 99.0, threshold={"rule": "drop_at_most", "value": 2.0}, passed=True)
+    assert "None of them shows forgetting." in Page(rendered(reports.report(kept))).text
+    without = Page(rendered(reports.report(reports.figure("retain_accuracy", 99.0, 99.0)))).text
+    assert "The model's policy has no rule for this." in without and "was met" not in without
+    assert "shows forgetting" not in Page(rendered()).text
+
+
 def test_earlier_promises_stand_on_the_page_and_a_broken_one_in_the_verdict() -> None:
     rule = {"rule": "at_least", "value": 95.0}
     figure = {

@@ -301,8 +301,72 @@ def test_the_verdict_needs_every_rule() -> None:
 def test_what_could_not_be_measured_does_not_pass_on_its_own() -> None:
     kept = row("retain_accuracy", True)
     assert rules.verdict([kept, row("gap_to_retrain", None)]) == "failed"
-    assert rules.verdict([kept, row("gap_to_retrain", None), row("mia_auc", True)]) == "passed"
     assert rules.verdict([row("mia_auc", True), row("test_accuracy", None)]) == "failed"
+    assert (
+        rules.verdict([row("reconstruction_distance_forget", True), row("mutual_information_to_noise", None)])
+        == "failed"
+    )
+
+
+def test_a_gap_is_left_out_where_there_is_no_reference_and_another_figure_shows_forgetting() -> None:
+    gap, kept, also = row("gap_to_retrain", None), row("retain_accuracy", True), row("mia_auc", True)
+    rows = rules.without_reference([gap, kept, also])
+    assert rows == [{**gap, "left_out": True}, kept, also] and rules.verdict(rows) == "passed"
+    assert rules.verdict([gap, kept, also]) == "failed"  # there is one, and it could not be measured against it
+    for other in (row("mia_auc", False), row("mia_auc", None), row("mia_auc", None, ruled=False)):
+        alone = rules.without_reference([gap, kept, other])
+        assert not any(each.get("left_out") for each in alone) and rules.verdict(alone) == "failed"
+
+
+def classified(network: nn.Module, test: Samples | None, count: int = 20) -> ClassifierAnswers:
+    every = tiny.samples(network, image_classifier, 60)
+    sets = {"forget": Samples(every.x[:count], every.y[:count]), "retain": every, "test": test}
+    answers = classifier.ask(image_classifier, network, sets, "samples", {}, None, quiet)
+    assert isinstance(answers, ClassifierAnswers)
+    return answers
+
+
+def test_the_report_of_a_classifier_says_that_the_gap_was_left_out(tmp_path: Path) -> None:
+    network = image_classifier.load(tiny.write("vit", tmp_path / "vit"), CPU)
+    test = tiny.samples(network, image_classifier, 60, 1)
+    policy = [Threshold("mia_auc", "at_most", 100.0), Threshold("gap_to_retrain", "share_of_before", 0.5)]
+
+    def judged(test: Samples | None, reference: nn.Module | None) -> tuple[str, dict[str, Any]]:
+        before, after = classified(network, test), classified(network, test)
+        third = None if reference is None else classified(reference, test)
+        rows = evaluate.figures(
+            Evidence(before, after, third, 1.0, 0, 1), "image_classifier", "samples", policy, 0, None
+        )
+        return rules.verdict(rows), {each["metric"]: each for each in rows if each["threshold"]}
+
+    verdict, rows = judged(test, None)
+    assert (
+        verdict == "passed" and rows["gap_to_retrain"]["left_out"] is True and rows["gap_to_retrain"]["passed"] is None
+    )
+    assert "left_out" not in rows["mia_auc"]
+    assert judged(None, None)[0] == "failed"  # nor is the AUC measured without a test set
+    verdict, rows = judged(test, image_classifier.load(tiny.write("vit", tmp_path / "retrained", seed=3), CPU))
+    assert verdict == "failed" and rows["gap_to_retrain"]["passed"] is False  # untouched, and as far away as before
+
+
+def test_a_base_at_its_ideal_shows_nothing_by_a_share_of_it() -> None:
+    """An untouched network would meet it: none of nothing is left."""
+    half = Threshold("mia_auc", "share_of_before", 0.5)
+    assert [rules.held_to(half, value, 50.0, 50.0)["passed"] for value in (50.0, 50.1, 20.0)] == [None] * 3
+    gap = Threshold("gap_to_retrain", "share_of_before", 0.5)
+    assert rules.held_to(gap, 0.0, 0.0)["passed"] is None and rules.held_to(gap, 0.0, 1.0)["passed"] is True
+
+
+def test_an_untouched_network_whose_base_is_at_the_ideal_does_not_pass(tmp_path: Path) -> None:
+    network = image_classifier.load(tiny.write("vit", tmp_path / "vit"), CPU)
+    every = tiny.samples(network, image_classifier, 60)
+    alike = Samples(every.x[:20], every.y[:20])  # the unseen images are the forgotten ones: nothing tells them apart
+    asked = [classified(network, alike) for _ in range(2)]
+    policy = FAMILIES["image_classifier"].default_policy["samples"]
+    rows = evaluate.figures(Evidence(*asked, None, 1.0, 0, 1), "image_classifier", "samples", policy, 0, None)
+    told = {each["metric"]: each for each in rows if each["threshold"]}
+    assert told["mia_auc"]["before"] == told["mia_auc"]["value"] == 50.0
+    assert told["mia_auc"]["passed"] is None and rules.verdict(rows) == "failed"
 
 
 def attacked(directory: Path, attacks: dict[str, Any], rules: list[Threshold]) -> tuple[evaluate.Report, nn.Module]:

@@ -81,10 +81,22 @@ def evidence(before: ReconstructionAnswers, after: ReconstructionAnswers) -> Evi
     return Evidence(before, after, None, seconds=1.0, changed=1, weights=2)
 
 
-def report(after: ReconstructionAnswers) -> tuple[str, dict[str, bool]]:
+def few(given: ReconstructionAnswers, count: int) -> ReconstructionAnswers:
+    """The same, asked about only so many images to forget."""
+
+    def part(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {**arrays, "forget": arrays["forget"][:count]}
+
+    names = ("originals", "outputs", "hidden", "features", "original_features")
+    return dataclasses.replace(given, **{name: part(getattr(given, name)) for name in names}, measured={})
+
+
+def report(
+    after: ReconstructionAnswers, before: ReconstructionAnswers | None = None
+) -> tuple[str, dict[str, bool | None]]:
     """The default policy's verdict on a network against the ordinary base, and each rule's."""
     rules = FAMILIES["vq_autoencoder"].default_policy["class_label"]
-    rows = figures(evidence(ordinary(), after), "vq_autoencoder", "class_label", rules, 0, None)
+    rows = figures(evidence(before or ordinary(), after), "vq_autoencoder", "class_label", rules, 0, None)
     return verdict(rows), {row["metric"]: row["passed"] for row in rows if row["threshold"]}
 
 
@@ -218,6 +230,19 @@ def test_a_network_that_only_darkens_forgotten_images_does_not_pass() -> None:
     assert reached == "failed"
     assert rules["reconstruction_distance_forget"]
     assert not rules["mutual_information_to_noise"]
+
+
+def test_a_network_that_only_darkens_so_few_images_that_their_information_is_not_measured_does_not_pass() -> None:
+    count = mutual_information.FEWEST - 1
+    dark = answers(forget=(pictures("forget") // 4).astype(np.uint8))
+    reached, rules = report(few(dark, count), few(ordinary(), count))
+    assert reached == "failed"
+    assert rules == {
+        "reconstruction_distance_forget": True,
+        "reconstruction_distance_retain": True,
+        "reconstruction_distance_test": True,
+        "mutual_information_to_noise": None,
+    }
 
 
 def test_a_classifiers_answers_are_not_measured() -> None:
