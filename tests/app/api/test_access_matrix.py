@@ -200,7 +200,7 @@ ROWS = {
         "models:write", 204, an_alias, foreign=204, path=ALIAS, call=sends(params={"reason": "x"}, **MATCH)
     ),
     ("post", ALIASES + "/{alias}/rollback"): Row(
-        "models:write", 200, an_alias, foreign=200, path=ALIAS, call=sends(json={"reason": "x"})
+        "models:write", 200, an_alias, foreign=200, path=ALIAS, call=sends(json={"reason": "x"}, **MATCH)
     ),
     ("get", ALIASES + "/{alias}/history"): Row("audit:read", 200, an_alias, foreign=200, path=ALIAS),
     ("get", CHECKPOINTS): Row("models:read", 200, path=DIGITS),
