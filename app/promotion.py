@@ -31,7 +31,7 @@ REOPEN = "requests:reopen"
 
 @dataclass(frozen=True)
 class Step:
-    """Who moves which alias, and why. `if_match`: what the caller believes it to be; None where that does not matter."""
+    """Who moves which alias, and why. `if_match`: what the caller believes it to be; None for one that is to be new."""
 
     model: str
     alias: str

@@ -139,7 +139,7 @@ def remove_alias(
     promotion.remove_alias(lethe, Step(name, alias, reason, key.actor, if_match))
 
 
-@router.post("/{alias}/rollback", response_model=RollbackOut, responses=refusals(409, 412))
+@router.post("/{alias}/rollback", response_model=RollbackOut, responses=refusals(409, 412, 428))
 def roll_back(
     name: str,
     alias: str,
@@ -152,7 +152,10 @@ def roll_back(
 ) -> dict[str, Any]:
     """Move an alias back, also to a superseded version; the head stays, so that no later version forgets less. Where the
     version lacks what a completed request forgot, the key needs the scope requests:reopen too, and each such request is
-    `reopened` until no alias points at a version that lacks it. Send If-Match, and of two rollbacks at once one is refused."""
+    `reopened` until no alias points at a version that lacks it. Needs If-Match with the alias's ETag: of two rollbacks at once
+    one is refused (412). `If-Match: *` takes it back wherever it stands."""
+    if if_match is None:
+        raise _precondition("It must name the alias's ETag, or be * to roll back wherever it stands.")
     step = Step(name, alias, body.reason, key.actor, if_match)
     may_reopen = REOPEN in key.scopes
     move_id = once.made(lambda: promotion.roll_back(lethe, step, body.to_version, may_reopen, once))

@@ -56,7 +56,9 @@ def test_every_refusal_is_documented_where_it_can_occur(operations: Operations) 
     assert {"200", "206", "304", "416"} <= by_name["get", "/v1/models/{name}/checkpoints/{number}/files/{path}"]
     alias = "/v1/models/{name}/aliases/{alias}"
     assert {"200", "201", "409", "412", "428"} <= by_name["put", alias] and "304" in by_name["get", alias]
-    assert {"204", "412", "428"} <= by_name["delete", alias] and {"409", "412"} <= by_name["post", f"{alias}/rollback"]
+    assert {"204", "412", "428"} <= by_name["delete", alias] and {"409", "412", "428"} <= by_name[
+        "post", f"{alias}/rollback"
+    ]
     assert "409" in by_name["post", "/v1/requests/{request_id}/cancel"] and "503" in by_name["get", "/readyz"]
 
 

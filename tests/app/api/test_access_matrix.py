@@ -219,7 +219,7 @@ ROWS = {
         "models:write", 204, an_alias, path=ALIAS, call=sends(params={"reason": "x"}, **MATCH), **FOREIGN
     ),
     ("post", ALIASES + "/{alias}/rollback"): Row(
-        "models:write", 200, an_alias, path=ALIAS, call=sends(json={"reason": "x"}), **FOREIGN
+        "models:write", 200, an_alias, path=ALIAS, call=sends(json={"reason": "x"}, **MATCH), **FOREIGN
     ),
     ("get", ALIASES + "/{alias}/history"): Row("audit:read", 200, an_alias, foreign=200, path=ALIAS),
     ("get", CHECKPOINTS): Row("models:read", 200, path=DIGITS),

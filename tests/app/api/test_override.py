@@ -104,7 +104,7 @@ def test_an_overridden_version_serves_and_is_the_parent_of_the_next(world: World
     assert made.status_code == 201
     child, _ = forgotten(world, "parent")
     assert world.admin.get(f"/v1/models/parent/checkpoints/{child}").json()["parent"] == number
-    back = world.admin.post(f"{alias}/rollback", json={"to_version": 1, "reason": "x"})
+    back = world.admin.post(f"{alias}/rollback", json={"to_version": 1, "reason": "x"}, headers={"If-Match": "*"})
     assert request_id in back.json()["reopened"]
 
 

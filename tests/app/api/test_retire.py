@@ -167,7 +167,7 @@ def test_what_may_not_go_is_refused(world: World, tmp_path: Path) -> None:
     refused(
         world.admin.put(alias, json={"version": head, "reason": "x"}, headers=held), 409, "version-retired", "version"
     )
-    back = world.admin.post(f"{alias}/rollback", json={"reason": "x"})
+    back = world.admin.post(f"{alias}/rollback", json={"reason": "x"}, headers=held)
     refused(back, 409, "version-retired", "to_version")
     assert world.admin.delete(alias, params={"reason": "x"}, headers=held).status_code == 204
 

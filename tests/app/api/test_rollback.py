@@ -1,7 +1,10 @@
 """Rolling an alias back: whom it un-forgets is reopened, by a key that may, for a reason, and only as long as it lasts."""
 
+from typing import Any
+
 import pytest
 from fastapi.testclient import TestClient
+from httpx import Response
 
 from app import sweeper
 from app.records.api_key import ApiKey
@@ -22,6 +25,10 @@ def owner(world: World) -> TestClient:
     return client
 
 
+def roll_back(client: TestClient, path: str, /, if_match: str = "*", **body: Any) -> Response:
+    return client.post(path, json=body, headers={"If-Match": if_match})
+
+
 def statuses(world: World, *request_ids: str) -> list[str]:
     return [world.admin.get(f"/v1/requests/{each}").json()["status"] for each in request_ids]
 
@@ -39,7 +46,7 @@ def served(world: World, model: str) -> tuple[str, list[str]]:
 
 def test_behind_a_completed_request_it_is_reopened_and_the_head_stays(world: World) -> None:
     path, (first, second) = served(world, "undone")
-    answer = world.admin.post(path, json={"reason": "wrong answers since noon"})
+    answer = roll_back(world.admin, path, reason="wrong answers since noon")
     assert answer.status_code == 200, answer.text
     assert (answer.json()["version"], answer.json()["status"], answer.json()["reopened"]) == (2, "superseded", [second])
     reopened = world.admin.get(f"/v1/requests/{second}").json()
@@ -49,7 +56,7 @@ def test_behind_a_completed_request_it_is_reopened_and_the_head_stays(world: Wor
     assert [each["id"] for each in world.admin.get("/v1/requests?status=reopened&model=undone").json()["data"]] == [
         second
     ]
-    again = world.admin.post(path, json={"reason": "still wrong"}, headers={"If-Match": answer.headers["etag"]}).json()
+    again = roll_back(world.admin, path, answer.headers["etag"], reason="still wrong").json()
     assert (again["version"], again["reopened"]) == (1, [first])  # back again, not forward to where it came from
     assert statuses(world, first, second) == ["reopened", "reopened"]
     moves = world.admin.get(path.replace("rollback", "history")).json()["data"][-2:]
@@ -64,7 +71,7 @@ def test_behind_a_completed_request_it_is_reopened_and_the_head_stays(world: Wor
 
 def test_a_reopened_request_is_purged_as_a_completed_one(world: World) -> None:
     path, (_, second) = served(world, "purged")
-    world.admin.post(path, json={"reason": "x"})
+    roll_back(world.admin, path, reason="x")
     assert world.admin.get(f"/v1/requests/{second}").json()["forget_set_purged_at"] is None
     sweeper.purge_old_data(world.lethe)
     shown = world.admin.get(f"/v1/requests/{second}").json()
@@ -75,8 +82,8 @@ def test_it_is_completed_again_once_no_alias_lacks_it(world: World) -> None:
     path, (first, second) = served(world, "healed")
     alias, other = path.replace("/rollback", ""), path.replace("production/rollback", "canary")
     put(world, other, 3)
-    world.admin.post(path, json={"reason": "x", "to_version": 1})
-    world.admin.post(f"{other}/rollback", json={"reason": "x", "to_version": 2})
+    roll_back(world.admin, path, reason="x", to_version=1)
+    roll_back(world.admin, f"{other}/rollback", reason="x", to_version=2)
     assert statuses(world, first, second) == ["reopened", "reopened"]
     assert put(world, alias, 3, If_Match="*").status_code == 200
     assert statuses(world, first, second) == ["completed", "reopened"]  # the canary still remembers the second
@@ -90,30 +97,32 @@ def test_it_is_completed_again_once_no_alias_lacks_it(world: World) -> None:
 def test_without_the_scope_or_a_reason_nothing_moves(world: World, owner: TestClient) -> None:
     path, (first, second) = served(world, "guarded")
     before = stored(world.lethe)
-    assert "requests:reopen" in refused(owner.post(path, json={"reason": "x"}), 403, "missing-scope")["detail"]
+    assert "requests:reopen" in refused(roll_back(owner, path, reason="x"), 403, "missing-scope")["detail"]
     for body in ({}, {"reason": ""}, {"to_version": 1, "reason": "  "}, {"to_version": "1", "reason": "x"}):
-        refused(world.admin.post(path, json=body), 422, "invalid-input")
-    refused(world.admin.post(path, json={"reason": "x"}, headers={"If-Match": '"0-released"'}), 412)
-    refused(world.admin.post(path, json={"reason": "x", "to_version": 99}), 404, "not-found")
-    refused(world.admin.post(path, json={"reason": "x", "to_version": 3}), 409, "alias-there-already", "to_version")
-    refused(world.requester.post(path, json={"reason": "x"}), 403, "missing-scope")
+        refused(roll_back(world.admin, path, **body), 422, "invalid-input")
+    refused(roll_back(world.admin, path, '"0-released"', reason="x"), 412)
+    unheld = refused(world.admin.post(path, json={"reason": "x"}), 428, "precondition-required", "If-Match")
+    assert "GET" in unheld["errors"][0]["remedy"]
+    refused(roll_back(world.admin, path, reason="x", to_version=99), 404, "not-found")
+    refused(roll_back(world.admin, path, reason="x", to_version=3), 409, "alias-there-already", "to_version")
+    refused(roll_back(world.requester, path, reason="x"), 403, "missing-scope")
     assert stored(world.lethe) == before and statuses(world, first, second) == ["completed", "completed"]
-    world.admin.post(path, json={"reason": "x", "to_version": 1})  # reopened already, it still takes the scope
-    refused(owner.post(path, json={"reason": "x", "to_version": 2}), 403, "missing-scope")
+    roll_back(world.admin, path, reason="x", to_version=1)  # reopened already, it still takes the scope
+    refused(roll_back(owner, path, reason="x", to_version=2), 403, "missing-scope")
 
 
 def test_a_rollback_that_forgets_nobody_less_takes_no_override(world: World, owner: TestClient) -> None:
     path = f"{place(world, 'ahead')}/production"
     number, request_id = forgotten(world, "ahead")
     put(world, path, number)
-    refused(owner.post(f"{path}/rollback", json={"reason": "x"}), 409, "no-earlier-version", "alias")
+    refused(roll_back(owner, f"{path}/rollback", reason="x"), 409, "no-earlier-version", "alias")
     quarantined, _ = forgotten(world, "ahead", Status.QUARANTINED)
     refused(
-        world.admin.post(f"{path}/rollback", json={"reason": "x", "to_version": quarantined}),
+        roll_back(world.admin, f"{path}/rollback", reason="x", to_version=quarantined),
         409, "version-quarantined", "to_version",
     )  # fmt: skip
-    world.admin.post(f"{path}/rollback", json={"reason": "x", "to_version": 1})
-    answer = owner.post(f"{path}/rollback", json={"reason": "x", "to_version": number})
+    roll_back(world.admin, f"{path}/rollback", reason="x", to_version=1)
+    answer = roll_back(owner, f"{path}/rollback", reason="x", to_version=number)
     assert (answer.status_code, answer.json()["reopened"]) == (200, [])
     assert statuses(world, request_id) == ["completed"]
 
@@ -125,7 +134,7 @@ def test_of_rollbacks_at_once_one_wins_and_each_request_is_reopened_once(world: 
     etag = world.admin.get(path.replace("/rollback", "")).headers["etag"]
     once = {"json": {"reason": "x"}, "headers": {"If-Match": etag}}
     assert at_once(*[lambda: world.admin.post(path, **once)] * 3) == [200, 412, 412]
-    back = {"json": {"reason": "x", "to_version": 1}}
+    back: dict[str, Any] = {"json": {"reason": "x", "to_version": 1}, "headers": {"If-Match": "*"}}
     assert at_once(lambda: world.admin.post(path, **back), lambda: world.admin.post(f"{other}/rollback", **back)) == [
         200,
         200,
