@@ -118,6 +118,31 @@ def test_integrity_is_0_for_the_base_itself_and_2_at_right_angles() -> None:
     )
 
 
+def test_rings_are_quarters_of_the_kept_labels_by_nearness_and_turned_by_an_angle_are_2_less_2_cosines_away() -> None:
+    """Ten labels of two images; 1 is forgotten, 9 was before, so two of eight kept ones make a quarter. The first image of label k
+    turns by 10 k degrees, the second stays: a ring of labels a and b is 1 - (cos 10 a + cos 10 b) / 2 away."""
+    asked = np.repeat(np.arange(10), 2)
+    turned = np.radians(10.0 * asked) * (np.arange(20) % 2 == 0)
+    base = np.tile([2.0, 0.0, 0.0], (20, 1))
+    now = 5 * np.stack([np.cos(turned), np.sin(turned), np.zeros(20)], axis=1)
+    nearness = np.array(
+        [0.1, 1.0, 0.8, 0.3, 0.4, 0.9, 0.5, 0.2, 0.6, 0.95]
+    )  # the nearest kept are 5 and 2, the farthest 0 and 7
+    generic = np.tile([1.0, 0.0, 0.0], (3, 1))
+    opposite = np.array([[1.0, 0, 0], [0, 1.0, 0], [-1.0, 0, 0]])  # 0, 2 and 4 away
+    told = {"nearness": nearness, "forgotten_before": (9,)}
+    before = answers_of(list(asked), list(asked), features=base, generic=generic, **told)
+    after = answers_of(list(asked), list(asked), features=now, generic=opposite, forgotten_before=(9,))
+    away = {
+        ring: 1 - float(np.cos(np.radians([10.0 * label for label in labels])).mean())
+        for ring, labels in {"neighbours": (5, 2), "unrelated": (0, 7)}.items()
+    }
+    found = integrity.rings(after, before)
+    assert {ring: part["n"] for ring, part in found.items()} == {"neighbours": 4, "unrelated": 4, "generic": 3}
+    expected = {**away, "generic": 2.0}
+    assert {ring: part["value"] for ring, part in found.items()} == pytest.approx(expected, abs=1e-6)
+
+
 def test_integrity_does_not_look_at_forgotten_labels() -> None:
     moved = np.ones((3, 3))
     moved[1] = [1.0, -5.0, 2.0]
