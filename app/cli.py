@@ -211,7 +211,7 @@ def report(version: str, html: Path | None, as_json: bool) -> None:
 @click.argument("other", metavar="MODEL[:VERSION]")
 @json_option
 def compare(one: str, other: str, as_json: bool) -> None:
-    """Two versions' reports side by side: values, intervals, the difference, and which rule each met."""
+    """Two versions' reports side by side: figures, attacks and promises, the difference, and which rule each met."""
     with Lethe() as lethe:
         found = lethe.compare(*(_version(_request(lethe, each), each) for each in (one, other)))
     if as_json:

@@ -281,9 +281,25 @@ class Lethe:
         return answer
 
     def compare(self, one: tuple[str, int | str], other: tuple[str, int | str]) -> dict[str, Any]:
-        """The reports of two versions, each (model, number), side by side."""
-        reports = [self.report(*version) for version in (one, other)]
-        return {"versions": [f"{model}:{number}" for model, number in (one, other)], **compare(*reports)}
+        """The reports of two versions, each (model, number), side by side. `unlike` holds `forgotten` unless the key may see
+        that one request made both, or two requests that ask the same of the same model."""
+        first, second = (self.report(*version) for version in (one, other))
+        requests = [
+            self.call("GET", f"/v1/models/{model}/checkpoints/{number}")["request"] for model, number in (one, other)
+        ]
+        found = compare(first, second, same_forgotten=self._ask_the_same(*requests))
+        return {"versions": [f"{model}:{number}" for model, number in (one, other)], **found}
+
+    def _ask_the_same(self, one: str | None, other: str | None) -> bool:
+        """Whether two requests are known to: not where the key may not see them."""
+        if one is None or other is None or one == other:
+            return one is not None and one == other
+        try:
+            return any(each["id"] == other for each in self.pages("/v1/requests", duplicate_of=one, limit=200))
+        except Problem as problem:
+            if problem.status not in (403, 404):
+                raise
+            return False
 
     def report_page(self, model: str, number: int | str) -> bytes:
         """The report as one HTML page that needs nothing else."""

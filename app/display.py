@@ -191,38 +191,44 @@ def _share(found: dict[str, Any] | None) -> str:
 
 
 def show_comparison(console: Console, found: dict[str, Any]) -> None:
-    """Two versions beside each other: value, interval and rules of each, and how far apart they are."""
-    one, other = (escape(version) for version in found["versions"])
-    table = Table(
-        Column("figure", min_width=32),
-        one,
-        "95 % interval",
-        "rules",
-        other,
-        "95 % interval",
-        "rules",
-        "difference",
-        box=SIMPLE,
-        padding=(0, 1, 0, 0),
-    )
-    for figure in found["figures"]:
-        table.add_row(
-            escape(figure["name"]),
-            *_side(figure["sides"][0]),
-            *_side(figure["sides"][1]),
-            _signed(figure["difference"]),
-        )
-    console.print(table)
+    """Two versions beside each other: value, interval, n and rules of each, how far apart they are, and promises."""
+    console.print(_beside("figure", "name", found["versions"], found["figures"]))
+    if found["attacks"]:
+        console.print(_beside("attack", "attack", found["versions"], found["attacks"]))
+    if found["promises"]:
+        table = Table("earlier request", *map(escape, found["versions"]), box=SIMPLE, padding=(0, 1, 0, 0))
+        for promise in found["promises"]:
+            table.add_row(promise["request"], *map(_kept, promise["sides"]))
+        console.print(table)
     console.print(f"verdicts: [bold]{found['verdicts'][0]}[/] and [bold]{found['verdicts'][1]}[/]")
-    if found["unlike"]:
-        console.print(f"not measured alike ({', '.join(found['unlike'])}): figures may differ for that alone")
+    if measured := [part for part in found["unlike"] if part != "forgotten"]:
+        console.print(f"not measured alike ({', '.join(measured)}): figures may differ for that alone")
+    if "forgotten" in found["unlike"]:
+        console.print("not known to have forgotten the same: figures may differ for that alone")
 
 
-def _side(side: dict[str, Any] | None) -> tuple[str, str, str]:
+def _beside(what: str, key: str, versions: list[str], rows: list[dict[str, Any]]) -> Table:
+    one, other = map(escape, versions)
+    sides = (one, "95 % interval", "n", "rules", other, "95 % interval", "n", "rules")
+    table = Table(Column(what, min_width=32), *sides, "difference", box=SIMPLE, padding=(0, 1, 0, 0))
+    for row in rows:
+        table.add_row(escape(row[key]), *_side(row["sides"][0]), *_side(row["sides"][1]), _signed(row["difference"]))
+    return table
+
+
+def _side(side: dict[str, Any] | None) -> tuple[str, str, str, str]:
     if side is None:
-        return "", "", ""
+        return "", "", "", ""
     rules = [f"{rule(each)} {met({**each, 'threshold': each})}" for each in side["rules"]]
-    return number(side["value"]), interval(side["interval"]), ", ".join(rules)
+    value = "not made" if side.get("reason") else number(side["value"])
+    return value, interval(side["interval"]), str(side["n"]), ", ".join(rules)
+
+
+def _kept(side: dict[str, Any] | None) -> str:
+    if side is None:
+        return ""
+    state = "BROKEN" if side["kept"] == "broken" else side["kept"]
+    return f"{state}: {side['reason'].replace('_', ' ')}" if side["reason"] else state
 
 
 def _signed(difference: float | None) -> str:

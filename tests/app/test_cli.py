@@ -249,14 +249,27 @@ def test_a_version_s_report_is_shown_and_saved_as_a_page(world: World, tmp_path:
 
 
 def test_two_versions_are_compared(world: World, tmp_path: Path) -> None:
-    first, _ = add_version(world, tmp_path, report=reports.of_a_generator())
     rule = {"rule": "at_least", "value": 95.0}
-    weaker = reports.figure("unlearning_accuracy", 90.0, 2.5, threshold=rule, passed=False, n_needed=73)
-    second, _ = add_version(world, tmp_path, report=reports.report(weaker, verdict="failed", judge="sha256:other"))
+    promise = {"request": "req_1", "kind": "samples", "probe": None, "figures": []}
+    unmade = {"value": None, "interval": None, "n": 0, "sides": {}, "budget": {}, "reason": "It reads no words."}
+    stronger = reports.of_a_generator(
+        attacks=[reports.attack("relearning", 30, 40), reports.attack("paraphrases", 0, 40, **unmade)],
+        promises=[{**promise, "kept": None, "reason": "forget_set_purged"}],
+    )
+    weaker = reports.report(
+        reports.figure("unlearning_accuracy", 90.0, 2.5, threshold=rule, passed=False, n_needed=73),
+        verdict="failed",
+        judge="sha256:other",
+        attacks=[reports.attack("relearning", 2, 20, threshold={"rule": "at_most", "value": 20.0}, passed=True)],
+        promises=[{**promise, "kept": False, "reason": None}],
+    )
+    (first, _), (second, _) = (add_version(world, tmp_path, report=each) for each in (stronger, weaker))
     found = answer("compare", f"digits:{first}", f"digits:{second}")
     assert found["versions"] == [f"digits:{first}", f"digits:{second}"] and found["verdicts"] == ["passed", "failed"]
-    assert found["figures"][0]["difference"] == -7.5 and found["unlike"] == ["judge"]
+    assert found["figures"][0]["difference"] == -7.5 and found["unlike"] == ["judge", "forgotten"]
     assert [side["rules"][0]["passed"] for side in found["figures"][0]["sides"]] == [True, False]
+    assert found["attacks"][0]["difference"] == -65.0
+    assert [side["kept"] for side in found["promises"][0]["sides"]] == ["unprobed", "broken"]
     shown = lethe("compare", f"digits:{first}", "digits").stdout
     for part in (
         f"digits:{first}",
@@ -266,7 +279,15 @@ def test_two_versions_are_compared(world: World, tmp_path: Path) -> None:
         "≥ 95 yes",
         "≥ 95 NO",
         "-7.50",
+        "relearning",
+        "59.81 to 85.81",
+        "≤ 20 yes",
+        "-65.00",
+        "not made",
+        "unprobed: forget set purged",
+        "BROKEN",
         "not measured alike (judge)",
+        "not known to have forgotten the same",
     ):
         assert part in shown, part
     assert lethe("compare", "digits:1", "digits", status=1).stderr.startswith("Not found: ")

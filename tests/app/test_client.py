@@ -14,6 +14,7 @@ from app.records.checkpoint import Status
 from tests import pictures
 from tests.app.api.deployed import World, add_version, packed
 from tests.app.serving import key_of, served
+from tests.conftest import key_for
 
 
 @pytest.fixture(scope="module")
@@ -198,6 +199,25 @@ def test_a_quarantined_version_is_pulled_with_a_reason_only(lethe: Lethe, world:
     assert caught.value.status == 422
     lethe.pull("digits", number, tmp_path / "pulled", reason="to compare")
     assert contents(tmp_path / "pulled") == contents(directory)
+
+
+def test_two_versions_are_compared_by_who_may_see_whether_they_forgot_the_same(
+    lethe: Lethe, server: tuple[World, str], tmp_path: Path
+) -> None:
+    world, address = server
+    first, again, elsewhere = (lethe.request("digits", {"class_label": each}, method="salun")["id"] for each in "112")
+    of_first, of_again, of_other = (
+        ("digits", add_version(world, tmp_path, request_id=request)[0]) for request in (first, again, elsewhere)
+    )
+    assert lethe.compare(of_first, of_first)["unlike"] == lethe.compare(of_first, of_again)["unlike"] == []
+    assert lethe.compare(of_again, of_first)["unlike"] == []
+    assert lethe.compare(of_first, of_other)["unlike"] == ["forgotten"]
+    nobodys = ("digits", add_version(world, tmp_path)[0])
+    assert lethe.compare(nobodys, nobodys)["unlike"] == ["forgotten"]
+    for role in ("requester", "owner"):  # sees nobody else's requests; sees none at all
+        with Lethe(address, key_for(world.lethe, role)) as other:
+            assert other.compare(of_first, of_again)["unlike"] == ["forgotten"], role
+            assert other.compare(of_first, of_first)["unlike"] == []
 
 
 def test_reports_and_pictures(lethe: Lethe, world: World, tmp_path: Path) -> None:
