@@ -63,13 +63,13 @@ def test_a_version_is_attacked_as_when_it_was_made_and_stays_as_it_is(running: R
     client.call("PATCH", "/v1/models/digits", json=measured, headers={"If-Match": "*"})
     done = forget(running, {"class_label": "1"})
     client.call("PATCH", "/v1/models/digits", json={"evaluation": {}}, headers={"If-Match": "*"})
-    versions = client.call("GET", "/v1/models/digits/checkpoints")
+    versions = list(client.pages("/v1/models/digits/checkpoints"))
     report = client.report("digits", done["checkpoint"])
     found = attack(running, done)
     assert (found["status"], found["version"], found["error"]) == ("succeeded", done["checkpoint"], None)
     assert found["attacks"] == report["attacks"] and len(report["attacks"]) == 2  # same images, seed, base, version
     assert found["attacks"][0]["value"] is not None and found["attacks"][0]["settings"]["steps"] == 5
-    assert client.call("GET", "/v1/models/digits/checkpoints") == versions
+    assert list(client.pages("/v1/models/digits/checkpoints")) == versions
     assert client.report("digits", done["checkpoint"]) == report
     assert but_its_purge(client.call("GET", f"/v1/requests/{done['id']}")) == but_its_purge(done)
     with running.lethe.store.read() as session:

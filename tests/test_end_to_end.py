@@ -141,7 +141,7 @@ def test_versions_form_a_line_and_a_second_request_starts_at_the_head(running: R
     client = running.client
     first = client.wait(client.request("digits", {"class_label": "0"}, method="salun", recipe={"epochs": 1})["id"])
     second = client.wait(client.request("digits", {"class_label": "1"}, method="salun", recipe={"epochs": 1})["id"])
-    versions = client.call("GET", "/v1/models/digits/checkpoints")
+    versions = list(client.pages("/v1/models/digits/checkpoints"))
     assert [version["number"] for version in versions] == list(range(1, len(versions) + 1))
     assert [version["parent"] for version in versions] == [None, *range(1, len(versions))]
     assert versions[-1]["request"] == second["id"] and versions[-2]["request"] == first["id"]

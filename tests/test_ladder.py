@@ -78,7 +78,7 @@ def test_the_second_rung_passes_and_both_stay_in_the_record(running: Running) ->
     assert (done["status"], done["reason"], done["checkpoint"]) == ("completed", None, 3)
     assert outcome(done) == [("finetune", "succeeded", "failed", 2), ("salun", "succeeded", "passed", 3)]
     assert all(0 <= job["unlearning_seconds"] <= job["seconds"] for job in done["jobs"])
-    versions = client.call("GET", "/v1/models/digits/checkpoints")
+    versions = list(client.pages("/v1/models/digits/checkpoints"))
     assert [version["status"] for version in versions] == ["superseded", "quarantined", "released"]
     assert [version["parent"] for version in versions] == [None, 1, 1]
     report = client.report("digits", 3)
@@ -118,7 +118,7 @@ def test_every_rung_misses_and_every_version_is_kept_then_a_retry_climbs_the_new
     again = client.wait(done["id"])
     assert (again["status"], again["checkpoint"]) == ("completed", 5)
     assert [(job["retry"], job["rung"]) for job in again["jobs"]] == [(0, 0), (0, 1), (1, 0), (1, 1)]
-    statuses = [version["status"] for version in client.call("GET", "/v1/models/digits/checkpoints")]
+    statuses = [version["status"] for version in client.pages("/v1/models/digits/checkpoints")]
     assert statuses == ["superseded", *["quarantined"] * 3, "released"]
 
 

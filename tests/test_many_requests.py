@@ -60,7 +60,7 @@ def check_every_job_ran_once_alone_and_in_order(running: Running) -> None:
 
 
 def check_lineage_is_a_line(running: Running, model: str) -> None:
-    versions = running.client.call("GET", f"/v1/models/{model}/checkpoints")
+    versions = list(running.client.pages(f"/v1/models/{model}/checkpoints"))
     assert [version["number"] for version in versions] == list(range(1, EACH + 2))
     assert [version["parent"] for version in versions] == [None, *range(1, EACH + 1)]
     assert len({version["request"] for version in versions}) == EACH + 1

@@ -4,12 +4,13 @@ import re
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Response
+from fastapi import Request as HttpRequest
 from fastapi.responses import HTMLResponse
 from pydantic import BaseModel, Field
 from sqlalchemy.orm import Session
 
 from app import report_page, weights
-from app.api.dependencies import Lethe, moment, need
+from app.api.dependencies import After, Lethe, Limit, Page, moment, need, paged, position
 from app.api.openapi import refusals
 from app.deployment import Deployment
 from app.errors import Gone, NotFound
@@ -70,15 +71,26 @@ class CheckpointOut(BaseModel):
     created_at: str
 
 
-@router.get("", response_model=list[CheckpointOut])
-def list_checkpoints(name: str, lethe: Lethe, key: Reader) -> list[dict[str, Any]]:
+@router.get("", response_model=Page[CheckpointOut])
+def list_checkpoints(
+    name: str,
+    request: HttpRequest,
+    response: Response,
+    lethe: Lethe,
+    key: Reader,
+    limit: Limit = 50,
+    after: After = None,
+) -> dict[str, Any]:
     """All versions in order: the model's lineage."""
+    first = position(after)
     with lethe.store.read() as session:
         model = models.find(session, name)
-        found = checkpoints.of_model(session, model.id) if model else []
+        family = checkpoints.of_model(session, model.id) if model else []
     if model is None:
         raise NotFound("model")
-    return [_out(lethe, model.name, checkpoint, found) for checkpoint in found]
+    found = [each for each in family if each.number > first][: limit + 1]
+    page = paged(found, limit, lambda checkpoint: str(checkpoint.number), request, response)
+    return {**page, "data": [_out(lethe, model.name, checkpoint, family) for checkpoint in page["data"]]}
 
 
 @router.get("/{number}", response_model=CheckpointOut)

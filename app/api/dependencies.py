@@ -128,10 +128,14 @@ def paged(
     return {"data": shown, "has_more": more, "next": following}
 
 
+def bad_cursor() -> Refused:
+    return Refused("bad-cursor", "after", "It is not a cursor of this list.", "Pass `next` of the page before.")
+
+
 def last_seen(after: str | None) -> str | None:
     """A cursor that is an id: what comes after it."""
     if after is not None and not re.fullmatch(r"[a-z]+_[0-9a-f]{28}", after):
-        raise Refused("bad-cursor", "after", "It is not a cursor of this list.", "Pass `next` of the page before.")
+        raise bad_cursor()
     return after
 
 
@@ -141,7 +145,7 @@ def last_deadline(after: str | None) -> tuple[float, str] | None:
         return None
     found = re.fullmatch(r"(-?[0-9]{1,12}\.[0-9]{1,9})~(req_[0-9a-f]{28})", after)
     if found is None:
-        raise Refused("bad-cursor", "after", "It is not a cursor of this list.", "Pass `next` of the page before.")
+        raise bad_cursor()
     return float(found[1]), found[2]
 
 
@@ -150,7 +154,7 @@ def position(after: str | None) -> int:
     if after is None:
         return 0
     if not (after.isascii() and after.isdigit() and len(after) < 10):
-        raise Refused("bad-cursor", "after", "It is not a cursor of this list.", "Pass `next` of the page before.")
+        raise bad_cursor()
     return int(after)
 
 

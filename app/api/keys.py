@@ -3,10 +3,10 @@
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Response
+from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from app.api.dependencies import Lethe, Moment, Text, moment, need
+from app.api.dependencies import After, Lethe, Limit, Moment, Page, Text, bad_cursor, moment, need, paged
 from app.api.once import Idempotent, tell
 from app.api.openapi import refusals
 from app.deployment import Deployment
@@ -108,11 +108,18 @@ def rotate_key(
     return _shown_once(lethe, once, once.made(rotate), text, response)
 
 
-@router.get("", response_model=list[KeyOut])
-def list_keys(lethe: Lethe, key: Admin) -> list[dict[str, Any]]:
-    """All keys, without their text."""
+@router.get("", response_model=Page[KeyOut])
+def list_keys(
+    request: Request, response: Response, lethe: Lethe, key: Admin, limit: Limit = 50, after: After = None
+) -> dict[str, Any]:
+    """All keys, oldest first, without their text."""
     with lethe.store.read() as session:
-        return [_out(each) for each in api_keys.every(session)]
+        last = None if after is None else session.get(ApiKey, after)
+        if after is not None and last is None:
+            raise bad_cursor()
+        found = api_keys.page(session, after=last, limit=limit + 1)
+    page = paged(found, limit, lambda each: each.id, request, response)
+    return {**page, "data": [_out(each) for each in page["data"]]}
 
 
 @router.delete("/{key_id}", status_code=204)

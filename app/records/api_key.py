@@ -9,7 +9,7 @@ import hmac
 import secrets
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import select, tuple_
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from app.errors import Conflict
@@ -147,8 +147,12 @@ def any_admin(session: Session) -> bool:
     return session.scalar(select(ApiKey.id).where(ApiKey.role == "admin", lives).limit(1)) is not None
 
 
-def every(session: Session) -> list[ApiKey]:
-    return list(session.scalars(select(ApiKey).order_by(ApiKey.created_at, ApiKey.id)))
+def page(session: Session, *, after: ApiKey | None, limit: int) -> list[ApiKey]:
+    """In the order in which they were made."""
+    query = select(ApiKey).order_by(ApiKey.created_at, ApiKey.id).limit(limit)
+    if after is not None:
+        query = query.where(tuple_(ApiKey.created_at, ApiKey.id) > tuple_(after.created_at, after.id))
+    return list(session.scalars(query))
 
 
 def _digest(pepper: bytes, secret: str) -> str:

@@ -96,6 +96,8 @@ def test_pages_name_what_they_hold(operations: Operations, document: dict[str, A
         "/v1/models",
         "/v1/requests",
         "/v1/audit",
+        "/v1/keys",
+        "/v1/models/{name}/checkpoints",
         "/v1/jobs/{job_id}/events",
         "/v1/datasets/{name}/samples",
         "/v1/models/{name}/aliases/{alias}/history",

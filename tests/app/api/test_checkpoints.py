@@ -24,7 +24,7 @@ FILE = "model.safetensors"
 
 def test_the_lineage_is_listed_in_order(world: World, tmp_path: Path) -> None:
     number, directory = add_version(world, tmp_path)
-    listed = world.requester.get(BASE).json()
+    listed = world.requester.get(BASE, params={"limit": 200}).json()["data"]
     assert [each["number"] for each in listed] == list(range(1, number + 1))
     assert listed[0]["parent"] is None and listed[-1]["parent"] in range(1, number)
     version = world.requester.get(f"{BASE}/{number}").json()
@@ -33,6 +33,21 @@ def test_the_lineage_is_listed_in_order(world: World, tmp_path: Path) -> None:
         path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in directory.iterdir()
     }
     assert version["changes"]["tensors_changed"] > 0 and version["pictures"] == ["grid.png"]
+
+
+def test_versions_are_paged_in_order_and_know_parents_of_other_pages(world: World, tmp_path: Path) -> None:
+    head = max(add_version(world, tmp_path)[0] for _ in range(3))
+    seen, link = [], f"{BASE}?limit=1"
+    while link:
+        answer = world.requester.get(link)
+        (version,) = answer.json()["data"]
+        seen.append(version)
+        assert answer.json()["has_more"] == ("link" in answer.headers) == (version["number"] < head)
+        link = answer.links["next"]["url"] if "link" in answer.headers else ""
+    assert seen == world.requester.get(BASE, params={"limit": 200}).json()["data"]
+    assert [each["number"] for each in seen] == list(range(1, head + 1)) and seen[-1]["parent"] == head - 1
+    for cursor in ("x", "-1", "²"):
+        refused(world.requester.get(BASE, params={"after": cursor}), 422, "bad-cursor", "after")
 
 
 @pytest.mark.parametrize("number", ["0", "99", "-1", "²", "x", "9" * 40, "1.0", "head2"])
@@ -217,7 +232,7 @@ def test_asking_without_getting_bytes_leaves_no_download_in_the_history(world: W
 
 def test_a_completed_request_supersedes_what_came_before(world: World, tmp_path: Path) -> None:
     number, _ = add_version(world, tmp_path, supersede=True)
-    statuses = {each["number"]: each["status"] for each in world.admin.get(BASE).json()}
+    statuses = {each["number"]: each["status"] for each in world.admin.get(BASE, params={"limit": 200}).json()["data"]}
     assert statuses.pop(number) == "released" and "released" not in statuses.values()
     refused(world.requester.get(f"{BASE}/1/files/{FILE}"), 403, "missing-scope")
     assert world.requester.get(f"{BASE}/head/files/{FILE}").status_code == 200

@@ -22,13 +22,29 @@ def test_a_key_is_shown_once_and_only_its_digest_is_kept(world: World) -> None:
     assert answer.status_code == 201 and made["key"].startswith(f"lethe_{made['id']}_")
     assert made["scopes"] == list(ROLES["requester"])
     assert world.admin.get("/v1/models", headers=bearer(made["key"])).status_code == 200
-    listed = {each["id"]: each for each in world.admin.get("/v1/keys").json()}
+    listed = {each["id"]: each for each in world.admin.get("/v1/keys", params={"limit": 200}).json()["data"]}
     assert listed[made["id"]] == {name: value for name, value in made.items() if name != "key"}
     secret = made["key"].rpartition("_")[2].encode()
     data = world.lethe.settings.data
     assert not [path for path in data.rglob("*") if path.is_file() and secret in path.read_bytes()]
     with world.lethe.store.read() as session:
         assert secret.decode() not in str(vars(session.get_one(ApiKey, made["id"])))
+
+
+def test_keys_are_paged_in_the_order_in_which_they_were_made(world: World) -> None:
+    made = [world.admin.post("/v1/keys", json={"name": "x", "role": "requester"}).json()["id"] for _ in range(3)]
+    with world.lethe.store.write() as session:  # of the same moment: their ids decide
+        session.execute(update(ApiKey).where(ApiKey.id.in_(made)).values(created_at=1.0))
+    seen, link = [], "/v1/keys?limit=2"
+    while link:
+        answer = world.admin.get(link)
+        seen += [each["id"] for each in answer.json()["data"]]
+        assert len(answer.json()["data"]) <= 2 and answer.json()["has_more"] == ("link" in answer.headers)
+        link = answer.links["next"]["url"] if "link" in answer.headers else ""
+    whole = world.admin.get("/v1/keys", params={"limit": 200}).json()
+    assert seen == [each["id"] for each in whole["data"]] and not whole["has_more"]
+    assert seen[:3] == sorted(made) and len(set(seen)) == len(seen) > 5
+    refused(world.admin.get("/v1/keys", params={"after": "absent"}), 422, "bad-cursor", "after")
 
 
 def test_a_revoked_and_an_expired_key_open_nothing(world: World) -> None:

@@ -332,7 +332,7 @@ def test_a_version_that_is_registered_meanwhile_makes_it_start_again(
         retirement.retire(world.lethe, order(world, old))
     assert error.value.code == "model-changed" and there < packs(world) and len(packs(world)) == len(there) + 1
     monkeypatch.undo()
-    assert contents(world, old) and contents(world, max(v["number"] for v in world.admin.get(PATH).json()))
+    assert contents(world, old) and contents(world, world.admin.get("/v1/models/digits").json()["head"])
     assert send(world, old).status_code == 200
 
 
@@ -488,5 +488,5 @@ def test_a_list_that_was_read_just_before_a_retirement_shows_it(
         read_before = checkpoints.of_model(session, model.id)
     gone = send(world, old).json()
     monkeypatch.setattr(checkpoints, "of_model", lambda session, model_id: read_before)
-    answer = world.admin.get(PATH)
-    assert answer.status_code == 200 and answer.json()[old - 1] == gone
+    answer = world.admin.get(PATH, params={"limit": 200})
+    assert answer.status_code == 200 and gone in answer.json()["data"]
