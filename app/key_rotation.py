@@ -1,4 +1,5 @@
-"""What an operator does to keys as a whole: wrap all of them under a new master key, and renew the API keys' secret."""
+"""What an operator does to keys as a whole: wrap all of them under a new master key, renew the API keys' secret, and replace the
+key that tells duplicates."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,8 @@ from app.errors import Refused
 from app.privacy import master_rotation
 from app.privacy.fingerprints import check_of
 from app.records import history
+from app.records import named_key as named_keys
+from app.records import request as requests
 from app.records.named_key import NamedKey, Purpose
 
 RESOURCE = "keyring"
@@ -20,6 +23,15 @@ class Rewrapped:
     data: int
     named: int
     unreadable: int
+    done: bool
+
+
+@dataclass(frozen=True)
+class Replaced:
+    """`dropped`: requests that later ones for the same are not told of any more."""
+
+    name: str
+    dropped: int
     done: bool
 
 
@@ -60,3 +72,22 @@ def renew_api_secret(lethe: Deployment, actor: str = "operator") -> None:
         row = session.get_one(NamedKey, Purpose.API_KEYS)
         row.check_value = check_of(lethe.keyring.named_key(Purpose.API_KEYS))
         history.write(session, actor, "keyring.api_secret_renewed", RESOURCE)
+
+
+def rotate_duplicates(lethe: Deployment, code: str, yes: bool, actor: str = "operator") -> Replaced:
+    """The next key that tells duplicates, in place of the present one, which is destroyed with all that it made: no request can
+    be asked again what it named. Without `yes` it is only said what would be. Killed before the end, it leaves a retired key
+    that the sweeper destroys (app/returned_keys.py)."""
+    with lethe.store.write() as session:
+        old = named_keys.of_duplicates(session, change=True)
+        name = f"{Purpose.DUPLICATES}-{2 + len(named_keys.retired_duplicates(session))}"
+        found = Replaced(name, requests.fingerprinted(session), yes)
+        if not yes:
+            return found
+        named_keys.replace_duplicates(session, old, name, check_of(lethe.keyring.named_key(name)))
+        requests.drop_fingerprints(session)
+        details = {"name": name, "code": code, "requests": found.dropped}
+        history.write(session, actor, "duplicates.rotated", RESOURCE, details=details)
+        retired = old.name
+    lethe.keyring.destroy_named(retired)
+    return found

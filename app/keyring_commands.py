@@ -105,6 +105,26 @@ def retire_fingerprints(name: str, code: str, yes: bool, as_json: bool) -> None:
         _ask_for_yes()
 
 
+@keyring.command("rotate-duplicates")
+@click.option("--reason-code", "code", type=click.Choice(CODES), required=True)
+@yes_option
+@json_option
+def rotate_duplicates(code: str, yes: bool, as_json: bool) -> None:
+    """Make a new key that tells duplicates, and destroy the present one: requests from then on are no duplicates of earlier
+    ones."""
+    with _here() as lethe:
+        found = key_rotation.rotate_duplicates(lethe, code, yes)
+    if as_json:
+        click.echo(json.dumps(asdict(found)))
+    else:
+        verb = "is" if yes else "would be"
+        click.echo(
+            f"{found.name} {verb} the key that tells duplicates: of {found.dropped} earlier requests nobody is told"
+        )
+    if not yes:
+        _ask_for_yes()
+
+
 @keyring.command("erase-request")
 @click.argument("request_id")
 @click.option("--reason-code", "code", type=click.Choice(ERASURES), required=True)

@@ -54,14 +54,18 @@ def warnings(lethe: Deployment) -> list[dict[str, str]]:
     rotate = "`lethe keyring rotate-fingerprints`"
     with lethe.store.read() as session:
         rows = named_keys.every(session)
-        overdue = _overdue(session, lethe.settings.fingerprint_key_days)
+        overdue = _overdue(session, named_keys.current(session), lethe.settings.fingerprint_key_days)
+        mute = _overdue(session, named_keys.of_duplicates(session), lethe.settings.fingerprint_key_days)
         joining = any(each.current_since is None for each in named_keys.living(session))
     found = [{"event": "keyring.broken", "remedy": each} for each in broken(lethe)]
     if overdue:
         found.append({"event": "fingerprint_key.overdue", "remedy": f"{overdue} is past its lifetime: {rotate}"})
+    if mute:
+        replace = "`lethe keyring rotate-duplicates --reason-code expired`"
+        found.append({"event": "duplicates_key.overdue", "remedy": f"{mute} is past its lifetime: {replace}"})
     if joining:
         found.append({"event": "fingerprint_key.joining", "remedy": f"a rotation was interrupted: {rotate}"})
-    for name in (row.name for row in rows if state_of(lethe, row) == State.LEFT):
+    for name in (row.name for row in rows if row.purpose == Purpose.FINGERPRINT and state_of(lethe, row) == State.LEFT):
         again = f"`lethe keyring retire-fingerprints {name} --reason-code other --yes`"
         found.append({"event": "fingerprint_key.left", "remedy": f"its end was interrupted: {again}"})
     if master_rotation.unfinished(lethe.keyring):
@@ -98,14 +102,15 @@ def _use(row: NamedKey, current: str) -> str:
         return "API keys"
     if row.retired_at is not None:
         return "retired"
+    if row.purpose == Purpose.DUPLICATES:
+        return "duplicates"
     if row.current_since is None:
         return "joining"
     return "current" if row.name == current else "older"
 
 
-def _overdue(session: Session, days: float) -> str | None:
-    """The current fingerprint key's name when it is past its lifetime."""
-    current = named_keys.current(session)
+def _overdue(session: Session, current: NamedKey, days: float) -> str | None:
+    """The key's name when it is past its lifetime."""
     clock = session.scalar(select(now())) or 0.0
     return current.name if clock - current.made_at > days * DAY else None
 
@@ -117,6 +122,8 @@ def _how(state: State) -> str:
 def _without(row: NamedKey) -> str:
     if row.purpose == Purpose.API_KEYS:
         return "give up all API keys: `lethe keyring renew-api-secret`"
+    if row.purpose == Purpose.DUPLICATES:
+        return "give up telling duplicates of earlier requests: `lethe keyring rotate-duplicates --reason-code lost`"
     return (
         "give up what only it matches: `lethe keyring rotate-fingerprints` (unless a newer one is current), then "
         f"`lethe keyring retire-fingerprints {row.name} --reason-code lost`"

@@ -12,6 +12,7 @@ from app.deployment import Deployment
 from app.privacy.purge import ENDED
 from app.records import checkpoint as checkpoints
 from app.records import history
+from app.records import named_key as named_keys
 from app.records import request as requests
 from app.records.checkpoint import Checkpoint, Status
 from app.records.dataset import Dataset, Role
@@ -23,13 +24,12 @@ DAY = 86400.0
 
 def destroy_returned(lethe: Deployment, actor: str) -> int:
     """Of purged forget sets, of what purged requests named unless they completed and nobody erased it, of resume states of jobs
-    that ended, and of erased answer sets and images. How many there were."""
+    that ended, and of erased answer sets and images; and retired keys that told duplicates. How many there were."""
     present = {path.stem for path in lethe.keyring.files() if path.parent.name == "data"}
-    if not present:
-        return 0
     with lethe.store.read() as session:
-        returned = present & _erased(session)
-    return _destroyed(lethe, returned, actor, "keyring.returned_destroyed")
+        returned = present & _erased(session) if present else set()
+        named = {name for name in named_keys.retired_duplicates(session) if lethe.keyring.has_named(name)}
+    return _destroyed(lethe, returned, actor, "keyring.returned_destroyed", named)
 
 
 def destroy_orphans(lethe: Deployment, actor: str) -> int:
@@ -50,13 +50,17 @@ def _age(path: Path) -> float:
         return 0.0
 
 
-def _destroyed(lethe: Deployment, keys: set[str], actor: str, action: str) -> int:
+def _destroyed(
+    lethe: Deployment, keys: set[str], actor: str, action: str, named: frozenset[str] | set[str] = frozenset()
+) -> int:
     for key_id in keys:
         lethe.keyring.destroy(key_id)
-    if keys:
+    for name in named:
+        lethe.keyring.destroy_named(name)
+    if count := len(keys) + len(named):
         with lethe.store.write() as session:
-            history.write(session, actor, action, "keyring", details={"keys": len(keys)})
-    return len(keys)
+            history.write(session, actor, action, "keyring", details={"keys": count})
+    return count
 
 
 def _erased(session: Session) -> set[str]:

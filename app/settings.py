@@ -23,7 +23,9 @@ class Settings(BaseSettings):
         None, description="File of the master key, where it lies outside the key folder; empty: master.key in it."
     )
     fingerprint_key_days: float = Field(
-        365.0, gt=0, description="Days after which the log and `lethe keyring status` ask for a new fingerprint key."
+        365.0,
+        gt=0,
+        description="Days after which the log and `lethe keyring status` ask for a new fingerprint key, and a new key of duplicates.",
     )
     host: str = Field("127.0.0.1", description="Address that the server listens on.")
     port: int = Field(8765, ge=0, le=65535, description="Port that the server listens on.")

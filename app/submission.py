@@ -13,6 +13,7 @@ from app.curation import Choice, Found, Wish, choose, kind_of
 from app.deadlines import first_due
 from app.deployment import Deployment
 from app.errors import Conflict, NotFound, Refused
+from app.fingerprint_keys import KeyLost, use
 from app.idempotency import UNKEYED, Once
 from app.privacy.fingerprints import request_fingerprint
 from app.privacy.sealing import seal
@@ -20,6 +21,7 @@ from app.recipe import resolve_ladder
 from app.records import dataset as datasets
 from app.records import job as jobs
 from app.records import model as models
+from app.records import named_key as named_keys
 from app.records import request as requests
 from app.records import tombstone as tombstones
 from app.records.base import new_id, now
@@ -169,9 +171,6 @@ def _store(lethe: Deployment, checked: Checked, once: Once) -> str:
     """One transaction: the set is adopted, the request received, and, if it need not wait for a person, its first job queued
     and the bell ordered. Whether it waits is for the model to say as it is now: it may have changed while sets were read."""
     request, source, choice = checked.request, checked.choice.source, checked.choice
-    request.fingerprint = request_fingerprint(
-        lethe.keyring.named_key("duplicates"), request.model_id, request.forget_kind, choice.asked
-    )
     request.sealed = seal(
         lethe.keyring.new_key(request.key_id), json.dumps(choice.what).encode(), f"request/{request.id}".encode()
     )
@@ -185,6 +184,7 @@ def _store(lethe: Deployment, checked: Checked, once: Once) -> str:
                 raise _adopted()
             if source and not source.sealed and not datasets.keep(session, source.id):
                 raise NotFound("data set")
+            request.fingerprint = _fingerprint(lethe, session, request, choice.asked)
             requests.add(session, request)
             if request.status == requests.Status.QUEUED:
                 jobs.start(session, request)
@@ -194,6 +194,15 @@ def _store(lethe: Deployment, checked: Checked, once: Once) -> str:
         lethe.keyring.destroy(request.key_id)
         raise
     return request.id
+
+
+def _fingerprint(lethe: Deployment, session: Session, request: requests.Request, asked: list[str]) -> str | None:
+    """None while the key is lost: whoever asks the same again is not told, and is not kept from asking."""
+    try:
+        key = use(lethe, named_keys.of_duplicates(session))
+    except KeyLost:
+        return None
+    return request_fingerprint(key, request.model_id, request.forget_kind, asked)
 
 
 def retry(lethe: Deployment, request: requests.Request, actor: str, once: Once = UNKEYED) -> str:

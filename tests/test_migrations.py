@@ -11,6 +11,7 @@ from sqlalchemy import inspect, select, text
 from app import migration, sweeper
 from app.audit.sequencer import integrate
 from app.deployment import Deployment
+from app.key_rotation import rotate_duplicates
 from app.records import Record, audit_entry, history
 from app.records import api_key as api_keys
 from app.records import job as jobs
@@ -152,6 +153,28 @@ def test_pictures_of_before_that_lie_unsealed_are_erased_and_curves_stay(lethe: 
     assert [lethe.blobs.exists(name) for name in names] == [True, False]
     with lethe.store.read() as session:
         assert session.scalars(select(Checkpoint.images)).all() == [None]
+
+
+def test_the_key_of_duplicates_is_as_old_as_the_first_request_and_what_a_later_one_made_goes_back_with_it(
+    lethe: Deployment,
+) -> None:
+    add_job(lethe, add_model(lethe))
+    config = migration._config()
+    with lethe.store.write() as session:
+        session.execute(text("UPDATE requests SET fingerprint = 'a', created_at = 7.0"))
+        config.attributes["connection"] = session.connection()
+        command.downgrade(config, "0016")
+        assert session.scalar(text("SELECT fingerprint FROM requests")) == "a"
+    migration.upgrade(lethe.store)
+    with lethe.store.read() as session:
+        assert named_keys.of_duplicates(session).made_at == 7.0
+    rotate_duplicates(lethe, "expired", yes=True)
+    with lethe.store.write() as session:
+        session.execute(text("UPDATE requests SET fingerprint = 'b'"))
+        config.attributes["connection"] = session.connection()
+        command.downgrade(config, "0016")
+        assert session.scalar(text("SELECT fingerprint FROM requests")) is None
+    migration.upgrade(lethe.store)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Keys that have a name and a lifetime: which there are, since when, and which fingerprints are made with.
 
     made (joins) -> current -> live, another one is current -> retired        of the purpose `fingerprint`
+    made, current -> retired, another one is current                          of the purpose `duplicates`
 
 The keys themselves lie in the key folder. `check_value` shows whether a file there still holds the key that it held when
 it was first used.
@@ -18,6 +19,7 @@ from app.records.base import Record, now
 class Purpose(StrEnum):
     API_KEYS = "hmac"
     FINGERPRINT = "fingerprint"
+    DUPLICATES = "duplicates"
 
 
 class NamedKey(Record):
@@ -69,11 +71,34 @@ def confirm(session: Session, used: dict[str, str]) -> None:
             each.check_value = used[each.name]
 
 
+def of_duplicates(session: Session, change: bool = False) -> NamedKey:
+    """The key that tells duplicates now; until the transaction ends none takes its place, or, with `change`, nobody uses it."""
+    mine = NamedKey.purpose == Purpose.DUPLICATES
+    session.scalars(select(NamedKey.name).where(mine).with_for_update(read=not change)).all()
+    return session.scalars(select(NamedKey).where(mine, NamedKey.retired_at.is_(None))).one()
+
+
+def retired_duplicates(session: Session) -> list[str]:
+    past = (NamedKey.purpose == Purpose.DUPLICATES) & NamedKey.retired_at.is_not(None)
+    return list(session.scalars(select(NamedKey.name).where(past)))
+
+
 def add(session: Session, name: str, check_value: str) -> NamedKey:
     """A fingerprint key that joins."""
+    return _add(session, name, Purpose.FINGERPRINT, check_value)
+
+
+def replace_duplicates(session: Session, old: NamedKey, name: str, check_value: str) -> NamedKey:
+    """The next key that tells duplicates, current at once. The caller holds the old one."""
+    made = _add(session, name, Purpose.DUPLICATES, check_value)
+    made.current_since = old.retired_at = made.made_at
+    return made
+
+
+def _add(session: Session, name: str, purpose: Purpose, check_value: str) -> NamedKey:
     made = NamedKey(
         name=name,
-        purpose=Purpose.FINGERPRINT,
+        purpose=purpose,
         check_value=check_value,
         made_at=session.scalar(select(now())) or 0.0,
         current_since=None,

@@ -292,6 +292,15 @@ def _past(ended: ColumnElement[bool], policy: str, otherwise: float) -> ColumnEl
     return ended & (func.coalesce(Request.finished_at, Request.created_at) <= now() - days * DAY)
 
 
+def fingerprinted(session: Session) -> int:
+    """How many requests can be told as earlier ones."""
+    return session.scalar(select(func.count()).select_from(Request).where(Request.fingerprint.is_not(None))) or 0
+
+
+def drop_fingerprints(session: Session) -> None:
+    session.execute(update(Request).where(Request.fingerprint.is_not(None)).values(fingerprint=None))
+
+
 def duplicates(session: Session, ids: list[str], owner: str | None, most: int) -> dict[str, list[str]]:
     """For each of these requests the earlier ones that ask the same of the same model, newest first, at most `most`.
     `owner` None means everybody's."""

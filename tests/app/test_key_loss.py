@@ -116,6 +116,28 @@ def test_a_lost_key_of_api_keys_shows_and_a_new_one_ends_every_api_key(operator:
     assert [each["actor"] for each in audited(operator, action="keyring.api_secret_renewed")] == ["operator"]
 
 
+def test_a_lost_key_of_duplicates_shows_and_keeps_nobody_from_asking_until_it_is_replaced(operator: World) -> None:
+    first = asked(operator.admin)["id"]
+    keyring_status.note_first_use(operator.lethe)
+    assert operator.admin.get("/readyz").status_code == 200
+    operator.lethe.keyring.destroy_named("duplicates")
+    assert operator.admin.get("/readyz").status_code == 503
+    status = lethe("keyring", "status", status=1)
+    assert "named/duplicates.key is gone" in status.stderr.replace("\n", "") and "rotate-duplicates" in status.stderr
+    unmarked = asked(operator.admin)
+    assert unmarked["duplicates"] == [] and not operator.lethe.keyring.has_named("duplicates")
+    replace = ("keyring", "rotate-duplicates", "--reason-code", "lost")
+    assert "of 1 earlier requests nobody" in lethe(*replace, status=1).stdout
+    assert operator.admin.get("/readyz").status_code == 503
+    said = json.loads(lethe(*replace, "--yes", "--json").stdout)
+    assert said == {"name": "duplicates-2", "dropped": 1, "done": True}
+    assert operator.admin.get("/readyz").status_code == 200
+    lethe("keyring", "status")
+    after, again = asked(operator.admin), asked(operator.admin)
+    assert after["duplicates"] == [] and again["duplicates"] == [after["id"]]
+    assert operator.admin.get("/v1/requests", params={"duplicate_of": first}).json()["data"] == []
+
+
 def test_a_key_past_its_lifetime_is_named_in_the_log_and_not_replaced(
     operator: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -127,8 +149,8 @@ def test_a_key_past_its_lifetime_is_named_in_the_log_and_not_replaced(
         sweeper.watch_keys(overdue, "sweeper:test")
         sweeper.watch_keys(overdue, "sweeper:test")
     overdue.store.close()
-    (said,) = logs
-    assert said["event"] == "fingerprint_key.overdue" and said["remedy"].startswith("fingerprint is past")
+    assert [each["event"] for each in logs] == ["fingerprint_key.overdue", "duplicates_key.overdue"]
+    assert [each["remedy"].partition(" is past")[0] for each in logs] == ["fingerprint", "duplicates"]
     assert "fingerprint_key.overdue" in lethe("keyring", "status", status=1).stderr
 
 

@@ -1,6 +1,7 @@
 """A request says which earlier ones asked the same of the same model: told to who may see them, and nothing else follows."""
 
 import io
+import threading
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +12,14 @@ from fastapi.testclient import TestClient
 from PIL import Image
 from sqlalchemy import select, update
 
+from app import submission
+from app.key_rotation import rotate_duplicates
 from app.main import create_app
 from app.privacy import purge
 from app.privacy.sealing import Keyring
+from app.records import named_key as named_keys
 from app.records.request import Request
+from app.returned_keys import destroy_returned
 from tests import pictures, tiny
 from tests.app.api.deployed import World, asked, forget_set, refused, register, upload_set
 from tests.app.captioned import READER, archive
@@ -115,10 +120,68 @@ def test_a_restart_keeps_them_and_without_its_key_new_ones_begin(world: World, t
     restarted = TestClient(create_app(fresh), headers=dict(world.requester.headers))
     second = asked(restarted, **body)
     assert second["duplicates"] == [first]
-    world.lethe.keyring.destroy_named("duplicates")
+    rotate_duplicates(world.lethe, "lost", yes=True)
     third = asked(restarted, **body)
     assert third["duplicates"] == [] and asked(restarted, **body)["duplicates"] == [third["id"]]
-    assert restarted.get(f"/v1/requests/{second['id']}").json()["duplicates"] == [first]
+    assert restarted.get(f"/v1/requests/{second['id']}").json()["duplicates"] == []
+
+
+def test_a_rotation_parts_old_requests_from_new_ones_and_ends_the_old_key(world: World) -> None:
+    register(world, "rotated", world.directory, train="train-set", retain="train-set")
+    body = {"model": "rotated", "forget": {"class_label": "2"}}
+    first = asked(world.requester, **body)["id"]
+    lethe = world.lethe
+    old = named(world)
+    assert not rotate_duplicates(lethe, "expired", yes=False).done and named(world) == old
+    assert asked(world.requester, **body)["duplicates"] == [first]
+    backup = (lethe.keyring.folder / f"named/{old}.key").read_bytes()
+    done = rotate_duplicates(lethe, "expired", yes=True)
+    assert done.name == named(world) != old and not lethe.keyring.has_named(old) and done.dropped >= 2
+    with lethe.store.read() as session:
+        assert session.scalars(select(Request.fingerprint).where(Request.fingerprint.is_not(None))).all() == []
+    new = asked(world.requester, **body)
+    assert new["duplicates"] == [] and asked(world.requester, **body)["duplicates"] == [new["id"]]
+    (lethe.keyring.folder / f"named/{old}.key").write_bytes(backup)  # an older copy, or a rotation that was killed
+    (lethe.keyring.folder / f"named/{old}.key").chmod(0o600)
+    assert destroy_returned(lethe, "test") == 1 and not lethe.keyring.has_named(old)
+    assert lethe.keyring.has_named(done.name)
+
+
+def test_who_asks_as_the_key_rotates_is_recorded_under_the_new_one(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register(world, "meanwhile", world.directory, train="train-set", retain="train-set")
+    body = {"model": "meanwhile", "forget": {"class_label": "2"}}
+    seal = submission.seal
+
+    def sealed(*arguments: Any) -> bytes:  # the last thing before the transaction
+        rotate_duplicates(world.lethe, "expired", yes=True)
+        return seal(*arguments)
+
+    monkeypatch.setattr(submission, "seal", sealed)
+    first = asked(world.requester, **body)["id"]
+    monkeypatch.undo()
+    assert asked(world.requester, **body)["duplicates"] == [first]
+
+
+def test_a_rotation_waits_for_who_is_being_recorded_and_ends_that_fingerprint_too(world: World) -> None:
+    made = label(world, "1")["id"]
+    rotation = threading.Thread(target=rotate_duplicates, args=(world.lethe, "expired", True))
+    with world.lethe.store.write() as session:
+        old = named_keys.of_duplicates(session).name
+        rotation.start()
+        rotation.join(0.5)
+        assert rotation.is_alive() and world.lethe.keyring.has_named(old)
+        session.execute(update(Request).where(Request.id == made).values(fingerprint="late"))
+    rotation.join(30)
+    assert named(world) != old and not world.lethe.keyring.has_named(old)
+    with world.lethe.store.read() as session:
+        assert session.get_one(Request, made).fingerprint is None
+
+
+def named(world: World) -> str:
+    with world.lethe.store.write() as session:
+        return named_keys.of_duplicates(session).name
 
 
 @pytest.mark.parametrize(("status", "kept"), [("completed", True), ("failed", False), ("cancelled", False)])
