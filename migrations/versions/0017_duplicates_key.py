@@ -1,6 +1,6 @@
 """the key that tells duplicates has a name, an age and a check value as the fingerprint keys have
 
-Revision: 0017, after 0015
+Revision: 0017, after 0016
 """
 
 import sqlalchemy as sa

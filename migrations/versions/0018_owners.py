@@ -1,6 +1,6 @@
 """whose key may change a model
 
-Revision: 0018, after 0015
+Revision: 0018, after 0017
 """
 
 import sqlalchemy as sa
