@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column, Table
 
-from app.figures import count, interval, kept, met, number, rule, rung, share
+from app.figures import count, fitness, interval, kept, met, number, rule, rung, share
 
 console = Console(width=None if sys.stdout.isatty() else 160)  # a pipe has no width: nothing is cut off
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
@@ -103,6 +103,8 @@ def show_report(console: Console, report: dict[str, Any]) -> None:
         console.print(promise_table(report["promises"]))
     if report.get("left_out"):
         console.print(f"{report['left_out']} images of the retain set were left out: an earlier request forgot them")
+    if judge := report.get("judge_fitness"):
+        console.print(f"the judge is {'fit' if judge['fit'] else '[bold]unfit[/]'}: it {fitness(judge)}")
     if ladder := report.get("ladder"):
         console.print(f"rung {ladder['rung'] + 1} of {ladder['rungs']} of the ladder: {ladder['method']}")
         for each in ladder["earlier"]:

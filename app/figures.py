@@ -37,6 +37,16 @@ def rule(threshold: Mapping[str, Any] | None) -> str:
     return "" if threshold is None else RULES[threshold["rule"]].format(threshold["value"])
 
 
+def fitness(judge: Mapping[str, Any]) -> str:
+    """What a judge does with noise and with real images, and what a fit one would."""
+    does = {"noise_rejected": "rejects {} % of noise", "real_right": "is right on {} % of real test images"}
+    return ", and ".join(
+        f"{does[part].format(number(share['value']))} ({interval(share['interval'])}, n = {share['n']}, least {share['least']:g})"
+        for part in does
+        if (share := judge[part]) is not None
+    )
+
+
 def kept(promise: Mapping[str, Any], figure: Mapping[str, Any] | None = None) -> str:
     """Whether an earlier promise, or one of its figures, holds; what binds nothing; or the code that says why nobody knows."""
     holds, why = promise["kept"], promise.get("reason")

@@ -158,6 +158,25 @@ class Promise(_Part):
     reason: str | None = Field(None, description="A code; docs/reports.md lists them.")
 
 
+class JudgeShare(_Part):
+    value: float = Field(description="Percent.")
+    interval: Interval
+    n: int
+    least: float = Field(description="Percent that a fit judge reaches.")
+
+
+class JudgeFitness(_Part):
+    """Whether the judge of generated or restored images is fit: worker/fitness.py says how it was asked."""
+
+    fit: bool = Field(description="False: each of its figures counts as not measured, so a rule on one is missed.")
+    noise_rejected: JudgeShare = Field(description="Images of N(0, 1) that it calls no label at all.")
+    real_right: JudgeShare | None = Field(
+        description="Images of the test set that it calls by their own label; null without any whose label it knows. It falls "
+        "short where the interval ends below `least`."
+    )
+    seed: int
+
+
 class Override(_Part):
     """A person's release of the version against its verdict."""
 
@@ -215,7 +234,9 @@ class Report(_Part):
         "It says no more than that."
     )
     override: Override | None = Field(None, description="Where a person released the version all the same.")
-    reasons: list[Literal["threshold_missed", "broken_promise"]] = Field([], description="Why it failed.")
+    reasons: list[Literal["threshold_missed", "judge_unfit", "broken_promise"]] = Field(
+        [], description="Why it failed. judge_unfit: a rule is on a figure of a judge that `judge_fitness` calls unfit."
+    )
     kind: str = Field(description="Kind of forgetting, which chose the policy's rules: samples or class_label.")
     figures: list[Figure]
     attacks: list[Attacked] = Field([], description="Those that the evaluation names, and those that a rule is on.")
@@ -229,6 +250,7 @@ class Report(_Part):
     )
     base: str = Field(description="Digest of the version that this one was made from.")
     judge: str | None = Field(description="Digest of the judge.")
+    judge_fitness: JudgeFitness | None = Field(None, description="Of generators and networks that restore images.")
     evaluators: dict[str, str] = Field({}, description="Digests of the evaluators beside the judge, by part.")
     reference: str | None = Field(description="Digest of the network retrained without what was forgotten.")
     answers: dict[str, Asked] = Field(

@@ -78,6 +78,7 @@ def render(
         report=report,
         asked=asked,
         recipe=_shown_recipe(asked) if asked else {},
+        fitness=figures.fitness(report.judge_fitness.model_dump()) if report.judge_fitness else "",
         left_out=list(dict.fromkeys(each.title for each in report.figures if each.left_out)),
         ruled=any(each.threshold for each in report.figures) or any(each.threshold for each in report.attacks),
         shows_forgetting=any(each.threshold and _shows_forgetting(each) for each in report.figures),

@@ -174,7 +174,10 @@ def _watch(lethe: Lethe, request_id: str, as_json: bool) -> None:
         show_rungs(console, done)
     if done["status"] == "evaluation_failed" and not as_json:
         show_report(console, lethe.report(done["model"], done["checkpoint"]))
-        why = {"broken_promise": "what an earlier request forgot has come back"}
+        why = {
+            "broken_promise": "what an earlier request forgot has come back",
+            "judge_unfit": "the judge is unfit, so that what it measured counts as not measured",
+        }
         missed = why.get(done["reason"], "a threshold was missed or could not be measured")
         click.echo(f"version {done['checkpoint']} is in quarantine: {missed}")
     if done["status"] != "completed":

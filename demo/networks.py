@@ -22,6 +22,9 @@ from transformers import ConvNextConfig, ConvNextForImageClassification
 
 from demo.digits import LABELS, Digits, classifier_splits, splits, without
 from demo.judging import no_digits, varied
+from worker import fitness
+from worker.families import image_classifier
+from worker.judge import REJECTED, Judge
 
 GENERATOR_STEPS, GENERATOR_BATCH, GENERATOR_RATE, EMA = 1700, 32, 2e-3, 0.995
 JUDGE_STEPS, JUDGE_BATCH, JUDGE_EACH, JUDGE_RATE = 900, 64, 2, 6e-3
@@ -132,7 +135,7 @@ def train_judge(directory: Path, parts: dict[str, Digits], advance: Advance, see
     network.eval()
     network.config.reject_below = calibrate(network, parts["calibration"])
     save_classifier(network, directory)
-    return judge_figures(network, parts["test"], generator)
+    return judge_figures(directory, parts["test"], seed)
 
 
 @torch.no_grad()
@@ -143,22 +146,15 @@ def calibrate(network: Any, digits: Digits) -> float:
     return round(float(torch.quantile(right, CALIBRATION_REJECTS)), 4)
 
 
-@torch.no_grad()
-def judge_figures(network: Any, digits: Digits, generator: torch.Generator) -> dict[str, float]:
-    """On test digits, where a rejection is an error, and on N(0, 1) images."""
-
-    def rejected(images: Tensor) -> tuple[Tensor, Tensor]:
-        sureness, answer = network(images).logits.softmax(dim=1).max(dim=1)
-        return (answer == LABELS) | (sureness < network.config.reject_below), answer
-
-    out, answer = rejected(in_range(digits.images))
-    right = (answer == torch.from_numpy(digits.labels)) & ~out
-    noise, _ = rejected(torch.randn((2000, 1, 8, 8), generator=generator).clamp(-1, 1))
+def judge_figures(directory: Path, digits: Digits, seed: int) -> dict[str, float]:
+    """On test digits, where a rejection is an error, and on N(0, 1) images; as every report asks its judge."""
+    judge = Judge(image_classifier.load(directory, torch.device("cpu")), image_classifier, directory, "")
+    images = digits.images[..., None]
     return {
-        "judge.test_accuracy": 100 * right.float().mean().item(),
-        "judge.test_rejected": 100 * out.float().mean().item(),
-        "judge.noise_rejected": 100 * noise.float().mean().item(),
-        "judge.reject_below": float(network.config.reject_below),
+        "judge.test_accuracy": 100 * float(fitness.right_on(judge, images, digits.labels).mean()),
+        "judge.test_rejected": 100 * float((judge(images).labels == REJECTED).mean()),
+        "judge.noise_rejected": 100 * float(fitness.rejected_noise(judge, (8, 8, 1), seed, 2000).mean()),
+        "judge.reject_below": judge.reject_below(),
     }
 
 

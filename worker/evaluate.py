@@ -14,15 +14,16 @@ from functools import partial
 from types import MappingProxyType, ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from app import report as published
 from app.catalog import ATTACKS, FAMILIES, METRICS, Metric, Threshold
-from worker import by_name, curves, intervals, picture, promises, prompt_list, robustness
+from worker import by_name, curves, fitness, intervals, picture, promises, prompt_list, robustness
 from worker.answer_set import AnswerSet
-from worker.families import Trace
-from worker.judge import Judge
+from worker.families import Samples, Trace
+from worker.judge import Judge, as_pictures
 from worker.kept import without
 from worker.load import Material
 from worker.losses import Curves
@@ -35,7 +36,7 @@ from worker.metrics import (
     integrity,
 )
 from worker.panel import ALONE, Panel, open_panel
-from worker.rules import held_to, needed, why_failed, without_reference
+from worker.rules import by_unfit, held_to, needed, why_failed, without_reference
 
 JUDGED = GeneratorAnswers, ReconstructionAnswers
 NOTHING_TOLD = Cost()
@@ -87,8 +88,9 @@ def evaluate(
         *count_changes(material.base.network, network),
         cost,
     )
+    fit = fitness_of(specification, material, judge, asked["unlearned"], unseen)
     document = {
-        **held_to_policy(specification, evidence, attacks, promised, judge, panel),
+        **held_to_policy(specification, evidence, attacks, promised, judge, panel, fit),
         "resolution": list(asked["unlearned"].images.shape[2:4]) if isinstance(asked["unlearned"], JUDGED) else None,
         "base": material.base.digest,
         "judge": judge.digest if judge else None,
@@ -110,6 +112,7 @@ def held_to_policy(
     promised: Sequence[dict[str, Any]],
     judge: Judge | None,
     panel: Panel,
+    fit: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The part of the report that follows from answers, attacks and promises: figures under the policy's rules, the verdict,
     and what was not tested."""
@@ -118,7 +121,11 @@ def held_to_policy(
     seed = int(specification["evaluation"].get("seed", 0))
     rows = figures(evidence, specification["base"]["family"], kind, rules, seed, judge, panel)
     attacked = under_rules(attacks, rules)
-    reasons = why_failed([*rows, *attacked], promised)
+    unfit = judge.digest if judge and fit and not fit["fit"] else None
+    if unfit:
+        rows, attacked = by_unfit(unfit, rows), by_unfit(unfit, attacked)
+        promised = [promises.by_unfit(each) for each in promised]
+    reasons = why_failed([*rows, *attacked], promised, unfit)
     return {
         "verdict": "failed" if reasons else "passed",
         "reasons": reasons,
@@ -126,6 +133,7 @@ def held_to_policy(
         "figures": rows,
         "attacks": attacked,
         "promises": list(promised),
+        "judge_fitness": fit,
         "settings": prompt_list.told(specification["evaluation"]),
         "generated": {name: len(labels) for name, labels in (specification.get("generate") or {}).items() if labels},
         "not_tested": not_tested(attacks, specification["base"]["family"]),
@@ -169,6 +177,30 @@ def open_judge(material: Material) -> Judge | None:
     opened, captions = material.judge, material.base.network.__dict__.get("captions")
     names = captions.names if captions is not None else ()
     return Judge(opened.network, opened.family, opened.directory, opened.digest, names)
+
+
+def fitness_of(
+    specification: Mapping[str, Any],
+    material: Material,
+    judge: Judge | None,
+    answers: Answers,
+    unseen: Samples | None,
+) -> dict[str, Any] | None:
+    """Of a judge of generated or restored images. A restorer's judge knows those labels that it names alike."""
+    if judge is None or not isinstance(answers, JUDGED):
+        return None
+    seed, family = int(specification["evaluation"].get("seed", 0)), material.base.family
+    restores = isinstance(answers, ReconstructionAnswers)
+    asked = replace(judge, names=tuple(specification.get("names", ()))) if restores else judge
+    shape = answers.images.shape[-3:]
+    labels = np.zeros(0, dtype=np.int64) if unseen is None else unseen.y.cpu().numpy()
+    known = fitness.knows(asked, labels) & (len(asked.names) > 0 or not restores)
+    rows = fitness.chosen(known, seed)
+    images = np.zeros((0, *shape), np.uint8)
+    if unseen is not None and len(rows):
+        x = unseen.x[torch.from_numpy(rows).to(unseen.x.device)]
+        images = as_pictures(family.pixels(material.base.network, x) if restores else x)
+    return fitness.fitness(asked, shape, (images, labels[rows]), seed)
 
 
 def parts(progress: Advance, count: int) -> Iterator[Advance]:

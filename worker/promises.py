@@ -56,6 +56,14 @@ def promise(
     return {**row, "figures": figures, "kept": kept, "reason": None if kept is not None else reason}
 
 
+def by_unfit(row: dict[str, Any]) -> dict[str, Any]:
+    """The row, where the judge is unfit: it cannot say that a promise holds. One that it finds broken stays so."""
+    if not row["kept"]:
+        return row
+    figures = [{**each, "passed": None} for each in row["figures"]]
+    return {**row, "figures": figures, "kept": None, "reason": "judge_unfit"}
+
+
 def ask(
     specification: Mapping[str, Any],
     material: Material,

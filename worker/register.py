@@ -81,7 +81,8 @@ def register(
     with store.write() as session:
         jobs.write_as_holder(session, lease.job_id, lease.token, unlearning_seconds=result["unlearning_seconds"])
         details = {"verdict": result["report"]["verdict"]}
-        why = "broken_promise" if "broken_promise" in result["report"].get("reasons", ()) else "threshold_missed"
+        reasons = result["report"].get("reasons", ())
+        why = next((each for each in ("broken_promise", "judge_unfit") if each in reasons), "threshold_missed")
         jobs.succeed(session, lease.job_id, lease.token, lease.worker, passed, details, why)
         checkpoints.add(session, checkpoint, lease.worker)
         if passed:

@@ -62,9 +62,18 @@ def verdict(rows: Sequence[Mapping[str, Any]]) -> str:
     return "passed" if all(row["passed"] for row in ruled) else "failed"
 
 
-def why_failed(rows: Sequence[Mapping[str, Any]], promises: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Nothing when the verdict is passed."""
+def by_unfit(judge: str, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The rows, where the judge of that digest is unfit: what it measured is shown, and met no rule and missed none."""
+    return [{**row, "passed": None} if judge in row.get("evaluators", ()) else dict(row) for row in rows]
+
+
+def why_failed(
+    rows: Sequence[Mapping[str, Any]], promises: Sequence[Mapping[str, Any]], unfit: str | None = None
+) -> list[str]:
+    """Nothing when the verdict is passed. `unfit`: digest of a judge that is."""
     missed = ["threshold_missed"] if verdict(rows) == "failed" else []
+    if any(unfit in row.get("evaluators", ()) for row in rows if row["threshold"]):
+        missed += ["judge_unfit"]
     return missed + (["broken_promise"] if any(each["kept"] is False for each in promises) else [])
 
 

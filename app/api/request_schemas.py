@@ -134,7 +134,7 @@ class RequestOut(BaseModel):
     id: str
     status: Status
     reason: str | None = Field(
-        description="A code, where the status needs one: worker_lost, threshold_missed, broken_promise, next_rung, overridden, why it was denied, ..."
+        description="A code, where the status needs one: worker_lost, threshold_missed, judge_unfit, broken_promise, next_rung, overridden, why it was denied, ..."
     )
     model: str
     external_id: str | None

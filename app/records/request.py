@@ -84,7 +84,7 @@ class Request(Record):
     status: Mapped[str]
     reason: Mapped[
         str | None
-    ]  # a code: worker_lost, threshold_missed, broken_promise, next_rung, overridden, rolled_back, why it was denied, ...
+    ]  # a code: worker_lost, threshold_missed, judge_unfit, broken_promise, next_rung, overridden, rolled_back, why it was denied, ...
     needs: Mapped[list[Any]] = mapped_column(
         default=list
     )  # steps ahead of it, fixed when it was posted; it waits for the first

@@ -214,6 +214,29 @@ def test_the_page_names_the_rule_that_was_left_out() -> None:
     assert "Every rule of the model's policy was met." in Page(rendered(reports.report(met))).text
 
 
+@pytest.mark.parametrize("fit", [True, False])
+def test_the_page_says_what_the_judge_does_with_noise_and_real_images(fit: bool) -> None:
+    def share(value: float, least: float) -> dict[str, Any]:
+        interval = {"level": 95, "low": value - 1, "high": value + 0.5, "by": "wilson"}
+        return {"value": value, "interval": interval, "n": 400, "least": least}
+
+    known = {
+        "fit": fit,
+        "noise_rejected": share(99.5 if fit else 60.0, 95.0),
+        "real_right": share(98.25, 97.0),
+        "seed": 0,
+    }
+    reasons = [] if fit else ["threshold_missed", "judge_unfit"]
+    document = reports.of_a_generator(verdict="passed" if fit else "failed", reasons=reasons, judge_fitness=known)
+    text = Page(rendered(document)).text
+    assert "98.25 % of real test images (97.25 to 98.75, n = 400, least 97)" in text
+    assert ("The judge is fit: it rejects 99.50 % of noise" in text) is fit
+    assert ("unfit, and its figures count as not measured: it rejects 60.00 % of noise" in text) is not fit
+    assert ("The judge is unfit: what it measured" in text) is not fit
+    alone = Page(rendered(reports.of_a_generator(judge_fitness={**known, "real_right": None}))).text
+    assert "real test images" not in alone
+
+
 def test_the_page_says_where_no_rule_shows_forgetting() -> None:
     kept = reports.figure("retain_accuracy", 99.0, 99.0, threshold={"rule": "drop_at_most", "value": 2.0}, passed=True)
     assert "None of them shows forgetting." in Page(rendered(reports.report(kept))).text

@@ -159,9 +159,16 @@ def test_forgetting_a_label_leaves_it_out_of_the_test_set(tmp_path: Path) -> Non
     assert np.allclose(whole.forget.sum(axis=1), 1) and whole.forget.shape == (int((every.y == 2).sum()), 4)
 
 
-def report(directory: Path, change: Callable[[nn.Module], None]) -> evaluate.Report:
-    """Through the whole of `evaluate`, with a tiny generator and a tiny judge."""
-    paths = {"base": tiny.write("unet", directory / "base"), "judge": tiny.write("vit", directory / "judge")}
+def report(
+    directory: Path,
+    change: Callable[[nn.Module], None],
+    rules: list[Threshold] = GENERATOR_RULES,
+    reject_below: float = 0.0,
+    tested: bool = True,
+) -> evaluate.Report:
+    """Through the whole of `evaluate`, with a tiny generator and a tiny judge, which is sure of nothing."""
+    judge = tiny.write("vit", directory / "judge", reject_below=reject_below)
+    paths = {"base": tiny.write("unet", directory / "base"), "judge": judge}
     loaded: dict[str, Any] = {
         "base": SimpleNamespace(network=class_diffusion.load(paths["base"], CPU), family=class_diffusion),
         "judge": SimpleNamespace(network=image_classifier.load(paths["judge"], CPU), family=image_classifier),
@@ -169,10 +176,11 @@ def report(directory: Path, change: Callable[[nn.Module], None]) -> evaluate.Rep
     for name, each in loaded.items():
         each.directory, each.digest = paths[name], f"sha256:{name}"
     sets: Any = sets_of(loaded["base"].network, 1)
+    sets |= {} if tested else {"test": None}
     material = Material(loaded["base"], None, loaded["judge"], **sets, scratch=directory)
     network = copy.deepcopy(loaded["base"].network)
     change(network)
-    policy = [vars(rule) for rule in GENERATOR_RULES]
+    policy = [vars(rule) for rule in rules]
     specification = {
         "kind": "class_label",
         "evaluation": SETTINGS,
@@ -204,6 +212,36 @@ def test_the_report_is_json_says_who_judged_and_never_says_erased(tmp_path: Path
     assert set(rows) == always
     assert made.document["verdict"] == "failed"
     assert made.pictures["grid.png"].startswith(b"\x89PNG")
+
+
+ANY = [Threshold("unlearning_accuracy", "at_least", 0.0), Threshold("kept_accuracy", "at_least", 0.0)]
+
+
+def test_a_judge_that_takes_noise_for_labels_shows_figures_that_meet_no_rule(tmp_path: Path) -> None:
+    document = report(tmp_path, lambda network: None, ANY).document
+    noise = document["judge_fitness"]["noise_rejected"]
+    assert not document["judge_fitness"]["fit"] and (noise["value"], noise["n"], noise["least"]) == (0.0, 400, 95.0)
+    ruled = [row for row in document["figures"] if row["threshold"]]
+    assert {row["metric"] for row in ruled} == {"unlearning_accuracy", "kept_accuracy"}
+    assert all(row["passed"] is None and row["value"] is not None for row in ruled)
+    assert document["verdict"] == "failed" and document["reasons"] == ["threshold_missed", "judge_unfit"]
+
+
+def test_rules_on_what_no_judge_measures_do_not_mind_an_unfit_one(tmp_path: Path) -> None:
+    document = report(tmp_path, lambda network: None, [Threshold("changed_weights", "at_most", 50.0)]).document
+    assert not document["judge_fitness"]["fit"]
+    assert (document["verdict"], document["reasons"]) == ("passed", [])
+
+
+def test_a_judge_that_rejects_noise_is_fit_unless_it_is_wrong_on_real_images(tmp_path: Path) -> None:
+    alone = report(tmp_path / "alone", lambda network: None, ANY, reject_below=1.01, tested=False).document
+    assert alone["judge_fitness"]["fit"] and alone["judge_fitness"]["real_right"] is None
+    assert (alone["verdict"], alone["reasons"]) == ("passed", [])
+    tested = report(tmp_path / "tested", lambda network: None, ANY, reject_below=1.01).document
+    real = tested["judge_fitness"]["real_right"]
+    assert tested["judge_fitness"]["noise_rejected"]["value"] == 100.0
+    assert (real["value"], real["n"], real["least"]) == (0.0, 24, 97.0)
+    assert not tested["judge_fitness"]["fit"] and tested["reasons"] == ["threshold_missed", "judge_unfit"]
 
 
 def test_changed_weights_are_counted_bit_by_bit(tmp_path: Path) -> None:

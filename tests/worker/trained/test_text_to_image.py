@@ -16,6 +16,7 @@ from diffusers import StableDiffusion3Pipeline, StableDiffusionPipeline
 from torch import nn
 
 from tests.trained import concept_judge, concepts, flow, stable_diffusion
+from worker import fitness
 from worker.answers import generator
 from worker.evaluate import count_changes
 from worker.families import Captions, Samples, image_classifier, text_to_image
@@ -139,12 +140,12 @@ def unlearnt(method: ModuleType, base: nn.Module, given: dict[str, Samples | Non
 def test_the_judge_knows_the_concepts_and_rejects_what_is_none(judge: Judge) -> None:
     fresh = torch.Generator().manual_seed(77)
     of = torch.arange(1600) % LABELS
-    real = judge(as_pictures(concepts.photos(of, fresh))).labels
-    noise = judge(as_pictures(torch.randn((1000, 3, concepts.SIZE, concepts.SIZE), generator=fresh))).labels
+    real = fitness.right_on(judge, as_pictures(concepts.photos(of, fresh)), of.numpy())
+    noise = fitness.rejected_noise(judge, (concepts.SIZE, concepts.SIZE, 3), 77, 1000)
     strangers = judge(as_pictures(concepts.strangers(1000, fresh))).labels
     figures = {
-        "real": 100 * float(np.mean(real == of.numpy())),
-        "noise_rejected": 100 * float(np.mean(noise < 0)),
+        "real": 100 * float(np.mean(real)),
+        "noise_rejected": 100 * float(np.mean(noise)),
         "strangers_rejected": 100 * float(np.mean(strangers < 0)),
     }
     print(figures)
