@@ -134,6 +134,7 @@ def _attack(attack: Attacked) -> dict[str, Any]:
         "reference": _share(sides["reference"].after) if "reference" in sides else "",
         "rule": figures.rule(said["threshold"]),
         "met": {True: "met", False: "missed", None: "not measured"}[attack.passed] if attack.threshold else "",
+        "few": attack.n_needed is not None and attack.n_needed > attack.n,
     }
 
 
