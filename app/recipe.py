@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from app import catalog, prompts
@@ -113,25 +114,79 @@ def check_policy(family: str, policy: dict[str, list[dict[str, Any]]]) -> dict[s
     return kinds
 
 
-def policy_warnings(family: str, policy: dict[str, Any], evaluation: dict[str, Any]) -> list[dict[str, Any]]:
-    """Kinds of forgetting whose rules a version might meet that forgot nothing, and rules on a share that the evaluation's own
-    number of images cannot show, however well a version answers.
+def policy_warnings(
+    family: str,
+    policy: dict[str, Any],
+    evaluation: dict[str, Any],
+    sets: Mapping[str, int | None] = MappingProxyType({}),
+) -> list[dict[str, Any]]:
+    """What is wrong with rules beforehand: a kind of forgetting that has none which a version that forgot nothing must miss;
+    a figure or an attack that will not be measured; a share of too few images to show the rule, however well a version answers.
 
-    The latter only where that number is known beforehand: what a generator is asked to draw. A warning refuses nothing.
+    n is known of what a generator is asked to draw, and at most of what an attack asks about and of registered sets: `sets`
+    holds the sizes of test and retain set, None where there is none. A warning refuses nothing.
     """
     found = []
     for kind, rules in policy.items():
         if not any(each["metric"] in _showing(family) for each in rules):
             found.append(_shows_nothing(family, kind))
         for position, each in enumerate(rules):
-            metric, rule = catalog.METRICS.get(each["metric"]), catalog.Threshold(**each)
-            n = _count(evaluation, metric.n_from) if metric else None  # an attack's n follows from the sets
-            if metric is None or n is None or rule.rule not in ("at_least", "at_most"):
-                continue
-            needed = catalog.n_needed(rule)
-            if needed is None or needed > n:
-                found.append(_too_few(f"policy.{kind}[{position}]", rule, str(metric.n_from), n, needed))
+            found += _rule_warnings(f"policy.{kind}[{position}]", catalog.Threshold(**each), evaluation, sets)
     return found
+
+
+def _rule_warnings(
+    field: str, rule: catalog.Threshold, evaluation: dict[str, Any], sets: Mapping[str, int | None]
+) -> list[dict[str, Any]]:
+    metric, attack, named = catalog.METRICS.get(rule.metric), catalog.ATTACKS.get(rule.metric), _attacks(evaluation)
+    if attack is not None and rule.metric not in named:
+        return [
+            _unmeasured(field, rule, "evaluation.attacks does not name it", "Name it there, or leave the rule out.")
+        ]
+    if metric is not None and "test" in metric.needs and sets.get("test", 1) is None:
+        return [_unmeasured(field, rule, "the model has no test set", "Name one, or leave the rule out.")]
+    said = _measured(rule.metric, evaluation, sets)
+    if said is None or rule.rule not in ("at_least", "at_most"):
+        return []
+    source, n, remedy = said
+    needed = catalog.n_needed(rule)
+    return [_too_few(field, rule, source, n, needed, remedy)] if needed is None or needed > n else []
+
+
+def _measured(name: str, evaluation: dict[str, Any], sets: Mapping[str, int | None]) -> tuple[str, int, str] | None:
+    """Where the n of a share comes from, that n, or the most it can be, and what to do for a larger one; None where
+    nobody knows."""
+    metric, attack = catalog.METRICS.get(name), catalog.ATTACKS.get(name)
+    if attack is not None:
+        setting = f"attacks.{name}.measured"
+        n = _attacks(evaluation)[name]["measured"] if attack.counts else None
+        return None if n is None else (setting, n, f"Set evaluation.{setting} to at least {{}}.")
+    source = metric.n_from if metric else None
+    if source == "retain" or source == "test":
+        n = sets.get(source)
+        return None if n is None else (f"the {source} set's images", n, f"Name a {source} set of at least {{}} images.")
+    n = _count(evaluation, source)
+    remedy = (
+        f"Name at least {{}} in evaluation.{source}."
+        if source == "prompts"
+        else f"Set evaluation.{source} to at least {{}}."
+    )
+    return None if n is None or source is None else (source, n, remedy)
+
+
+def _attacks(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    named: dict[str, Any] = evaluation.get("attacks", {})
+    return named
+
+
+def _unmeasured(field: str, rule: catalog.Threshold, why: str, remedy: str) -> dict[str, Any]:
+    return {
+        "field": field,
+        "rule": f"{rule.metric} will not be measured, so the rule will be missed: {why}.",
+        "remedy": remedy,
+        "n": 0,
+        "n_needed": None,
+    }
 
 
 def _showing(family: str) -> list[str]:
@@ -155,19 +210,17 @@ def _count(evaluation: dict[str, Any], setting: str | None) -> int | None:
     return (len(said) or None) if isinstance(said, list) else said
 
 
-def _too_few(field: str, rule: catalog.Threshold, setting: str, n: int, needed: int | None) -> dict[str, Any]:
+def _too_few(
+    field: str, rule: catalog.Threshold, source: str, n: int, needed: int | None, remedy: str
+) -> dict[str, Any]:
     best, end, within = (n, 0, "begins at") if rule.rule == "at_least" else (0, 1, "ends at")
     bound = catalog.wilson(best, n)[end]
     opened = "below 100" if rule.rule == "at_least" else "above 0"
     return {
         "field": field,
-        "rule": f"{rule.metric} {rule.rule} {rule.value:g} cannot be shown with {setting} = {n}: even of the best "
+        "rule": f"{rule.metric} {rule.rule} {rule.value:g} cannot be shown with {source} = {n}: even of the best "
         f"possible answer the {catalog.LEVEL} % interval {within} {bound:.1f}.",
-        "remedy": f"No n is enough: set a threshold {opened}."
-        if needed is None
-        else f"Name at least {needed} in evaluation.{setting}."
-        if setting == "prompts"
-        else f"Set evaluation.{setting} to at least {needed}.",
+        "remedy": f"No n is enough: set a threshold {opened}." if needed is None else remedy.format(needed),
         "n": n,
         "n_needed": needed,
     }

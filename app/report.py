@@ -117,6 +117,9 @@ class Attacked(_Part):
     direction: Literal["lower", "target"]
     threshold: Held | None
     passed: bool | None
+    n_needed: int | None = Field(
+        None, description="Smallest n at which it can be shown to meet the rule; null without such a rule or n."
+    )
     reason: str | None = Field(None, description="Why it was not made.")
     settings: dict[str, Any] = {}
     seed: int | None = None

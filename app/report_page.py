@@ -140,6 +140,7 @@ def _attack(attack: Attacked) -> dict[str, Any]:
         "others": [_share(sides[side].after if side in sides else None) for side in ("base", "reference")],
         "rule": figures.rule(said["threshold"]),
         "met": {True: "met", False: "missed", None: "not measured"}[attack.passed] if attack.threshold else "",
+        "few": attack.n_needed is not None and attack.n_needed > attack.n,
     }
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from app import report as published
-from app.catalog import ATTACKS, FAMILIES, METRICS, Metric, Threshold
+from app.catalog import ATTACKS, FAMILIES, METRICS, Metric, Threshold, n_needed
 from worker import by_name, curves, fitness, intervals, picture, promises, prompt_list, robustness
 from worker.answer_set import AnswerSet
 from worker.families import Samples, Trace
@@ -307,12 +307,16 @@ def measure(module: ModuleType, name: str, side: Answers | None, evidence: Evide
 def under_rules(attacks: Sequence[dict[str, Any]], rules: Sequence[Threshold]) -> list[dict[str, Any]]:
     """A row per attack, one more for each further rule on it, and one for a rule on an attack that was not made."""
     rows = []
-    for name in ATTACKS:
+    for name, attack in ATTACKS.items():
         own: list[Threshold | None] = [rule for rule in rules if rule.metric == name]
         made = [row for row in attacks if row["attack"] == name]
         if own and not made:
             made = [{**robustness.described(name), "reason": "The model's evaluation does not name it."}]
-        rows += [{**row, **held_to(rule, row["value"], None)} for row in made for rule in own or [None]]
+        rows += [
+            {**row, **held_to(rule, row["value"], None), "n_needed": n_needed(rule) if rule and attack.counts else None}
+            for row in made
+            for rule in own or [None]
+        ]
     return rows
 
 

@@ -18,8 +18,9 @@ COMPARES = ("mia_auc",)  # what was forgotten with the test set
 
 
 def needed(rule: Threshold | None, metric: Metric) -> int | None:
-    """The smallest n at which a share can be shown to meet the rule; None where no such n is known."""
-    return n_needed(rule) if rule and metric.interval == "wilson" else None
+    """The smallest n at which a share can be shown to meet the rule; None where no such n is known. What a policy's warnings
+    compare with, too."""
+    return n_needed(rule) if rule and (metric.interval == "wilson" or metric.n_from) else None
 
 
 def held_to(rule: Threshold | None, value: float | None, before: float | None, ideal: float = 0.0) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """/v1/models and /v1/uploads: base networks, the sets that judge them, and their policy."""
 
 import tempfile
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Header, Request, Response
@@ -31,6 +32,7 @@ from app.evaluators import resolve_evaluators
 from app.recipe import check_evaluation, check_ladder, check_policy, policy_warnings
 from app.records import api_key as api_keys
 from app.records import checkpoint as checkpoints
+from app.records import dataset as datasets
 from app.records import model as models
 from app.records.api_key import ApiKey
 from app.records.base import new_id
@@ -171,7 +173,9 @@ class Warned(BaseModel):
     field: str
     rule: str = Field(description="What cannot be shown, or is not asked, and why.")
     remedy: str
-    n: int | None = Field(description="Images that the settings give it; null where it is no matter of n.")
+    n: int | None = Field(
+        description="Images that the settings or the registered set give it, at most; 0: it will not be measured. Null where it is no matter of n."
+    )
     n_needed: int | None = Field(
         description="Smallest n at which the best possible answer's 95 % Wilson interval reaches the threshold; null: none, or no matter of n."
     )
@@ -195,7 +199,8 @@ class ModelOut(BaseModel):
     )
     process: Process
     warnings: list[Warned] = Field(
-        description="Rules on a share that `evaluation` has too few images for, and kinds without a rule that shows forgetting."
+        description="Rules on a share that the evaluation or a registered set has too few images for, or that will not be measured; "
+        "and kinds without a rule that shows forgetting."
     )
     owner: str = Field(
         description="The key that may change it, as the audit names it; at first the one that registered it."
@@ -261,8 +266,9 @@ def list_models(
     with lethe.store.read() as session:
         found = models.page(session, after=last_seen(after), limit=limit + 1)
         heads = checkpoints.heads(session, [model.id for model in found])
+        counts = datasets.counts(session, _sets(*found))
     page = paged(found, limit, lambda model: model.id, request, response)
-    return {**page, "data": [_out(lethe, model, heads[model.id]) for model in page["data"]]}
+    return {**page, "data": [_out(lethe, model, heads[model.id], counts) for model in page["data"]]}
 
 
 @router.get("/models/{name}", response_model=ModelOut)
@@ -363,8 +369,9 @@ def _one(lethe: Deployment, name: str, response: Response) -> dict[str, Any]:
     with lethe.store.read() as session:
         model = _find(session, name)
         head = checkpoints.head(session, model.id).number
+        counts = datasets.counts(session, _sets(model))
     response.headers["ETag"] = _etag(model, head)
-    return _out(lethe, model, head)
+    return _out(lethe, model, head, counts)
 
 
 def _etag(model: Model, head: int) -> str:
@@ -372,7 +379,13 @@ def _etag(model: Model, head: int) -> str:
     return f'"{model.revision}-{head}"'
 
 
-def _out(lethe: Deployment, model: Model, head: int) -> dict[str, Any]:
+def _sets(*found: Model) -> set[str]:
+    return {each for model in found for each in (model.test_id, model.retain_id) if each}
+
+
+def _out(lethe: Deployment, model: Model, head: int, counts: Mapping[str, int]) -> dict[str, Any]:
+    """`counts`: sizes of the model's sets, by id."""
+    sizes = {"test": counts.get(model.test_id or ""), "retain": counts.get(model.retain_id or "")}
     return {
         "id": model.id,
         "name": model.name,
@@ -388,7 +401,7 @@ def _out(lethe: Deployment, model: Model, head: int) -> dict[str, Any]:
         "retention": models.retention(model, lethe.settings.failed_retention_days),
         "ladder": model.ladder,
         "process": model.process,
-        "warnings": policy_warnings(model.family, model.policy, model.evaluation),
+        "warnings": policy_warnings(model.family, model.policy, model.evaluation, sizes),
         "owner": model.owner,
         "head": head,
         "created_at": moment(model.created_at),

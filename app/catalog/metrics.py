@@ -51,6 +51,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             "%",
             "Accuracy on the retain set; CLIP: zero-shot, among all labels' prompts, without forgotten labels.",
             interval="wilson",
+            n_from="retain",
         ),
         "test_accuracy": Metric(
             "Test accuracy",
@@ -59,6 +60,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             "%",
             "Accuracy on the test set; when a label is forgotten, on its images of other labels.",
             interval="wilson",
+            n_from="test",
             needs=("test",),
         ),
         "mia_efficacy": Metric(

@@ -134,8 +134,8 @@ class Metric:
     shows_forgetting: bool = False  # an untouched network must miss a rule on one of these
     needs: tuple[Literal["reference", "test"], ...] = ()  # what it cannot be measured without
     interval: IntervalKind | None = None  # None: what the figure is has none
-    n_from: Literal["forget_samples", "samples_per_label", "prompts"] | None = (
-        None  # the evaluation setting that a share's n follows: its value, or how many it lists
+    n_from: Literal["forget_samples", "samples_per_label", "prompts", "retain", "test"] | None = (
+        None  # what a share's n follows: an evaluation setting (its value, or how many it lists), or a registered set's size
     )
     evaluator: EvaluatorPart | None = "judge"  # of generated and restored images: who has a part in it
     optional: bool = False  # left out of a report that could not measure it, unless a rule is on it
@@ -171,3 +171,8 @@ class Attack:
     definition: str
     parameters: Mapping[str, Parameter]
     shadows: bool = False  # takes `shadows`: the registered networks that the model's evaluation names
+
+    @property
+    def counts(self) -> bool:
+        """Whether it counts what is recognised of at most `measured` samples, so that 0 of n is the best answer."""
+        return self.direction == "lower" and "measured" in self.parameters

@@ -87,6 +87,12 @@ def sealed(session: Session, ids: set[str]) -> set[str]:
     return set(session.scalars(select(Dataset.id).where(Dataset.id.in_(ids), Dataset.role == Role.FORGET)))
 
 
+def counts(session: Session, ids: set[str]) -> dict[str, int]:
+    """How many images each of these sets holds."""
+    rows = session.execute(select(Dataset.id, Dataset.count).where(Dataset.id.in_(ids)))
+    return {str(row[0]): int(row[1]) for row in rows}
+
+
 def registered(session: Session) -> list[str]:
     """Ids of the sets that are kept in plain."""
     return list(session.scalars(select(Dataset.id).where(Dataset.purged_at.is_(None), Dataset.role != Role.FORGET)))

@@ -1,10 +1,13 @@
 """Wilson's interval against scipy's, and the n at which a threshold on a share can be shown at all."""
 
+from typing import Any
+
 import pytest
 from scipy.stats import binomtest
 
-from app.catalog import FAMILIES, METRICS, Threshold, n_needed, wilson
+from app.catalog import ATTACKS, FAMILIES, METRICS, Threshold, n_needed, wilson
 from app.recipe import check_evaluation, policy_warnings
+from worker.rules import needed
 
 
 @pytest.mark.parametrize("n", [1, 2, 7, 20, 73, 500, 100_000])
@@ -55,10 +58,20 @@ def test_shares_have_wilson_s_interval_and_what_is_none_has_not() -> None:
     }  # fmt: skip
 
 
-def test_a_metric_s_n_follows_a_setting_that_its_family_has() -> None:
+def test_a_metric_s_n_follows_a_set_or_a_setting_that_its_family_has() -> None:
     for name, metric in METRICS.items():
         settings = [FAMILIES[family].evaluation for family in metric.families]
-        assert metric.n_from is None or any(metric.n_from in each for each in settings), name
+        known = metric.n_from in (None, "retain", "test") or any(metric.n_from in each for each in settings)
+        assert known, name
+
+
+def test_what_a_warning_compares_with_stands_in_the_report_too() -> None:
+    """Else a rule would be warned of when it is written, and its row in the report would say nothing."""
+    for name, metric in METRICS.items():
+        rule = Threshold(name, "at_least", 80.0)
+        assert needed(rule, metric) == (16 if metric.interval == "wilson" or metric.n_from else None), name
+        assert needed(None, metric) is None
+    assert needed(Threshold("per_class_accuracy", "at_least", 80.0), METRICS["per_class_accuracy"]) == 16
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -91,6 +104,48 @@ def test_a_threshold_that_no_n_can_show_says_so() -> None:
     ]
     (found,) = policy_warnings("class_diffusion", {"class_label": rules}, check_evaluation("class_diffusion", {}))
     assert found["n_needed"] is None and "above 0" in found["remedy"]
+
+
+def warned(family: str, rule: dict[str, Any], evaluation: dict[str, Any] | None = None, **sets: Any) -> list[Any]:
+    """With a rule that shows forgetting before it."""
+    showing = next(
+        rule for rule in FAMILIES[family].default_policy["class_label"] if METRICS[rule.metric].shows_forgetting
+    )
+    policy = {"class_label": [vars(showing), rule]}
+    found = policy_warnings(family, policy, check_evaluation(family, evaluation or {}), sets)
+    assert all(each["field"] == "policy.class_label[1]" for each in found)
+    return [(each["n"], each["n_needed"], each["remedy"]) for each in found]
+
+
+def test_the_size_of_a_registered_set_is_the_most_that_n_can_be() -> None:
+    for name in ("test", "retain"):
+        rule = {"metric": f"{name}_accuracy", "rule": "at_least", "value": 95.0}
+        assert warned("image_classifier", rule, **{name: 72}) == [(72, 73, f"Name a {name} set of at least 73 images.")]
+        assert warned("image_classifier", rule, **{name: 73}) == warned("image_classifier", rule) == []
+        drop = {"metric": f"{name}_accuracy", "rule": "drop_at_most", "value": 2.0}
+        assert warned("image_classifier", drop, **{name: 1}) == []
+
+
+@pytest.mark.parametrize("name", [name for name, metric in METRICS.items() if "test" in metric.needs])
+def test_a_figure_that_needs_a_test_set_is_warned_of_where_there_is_none(name: str) -> None:
+    rule = {"metric": name, "rule": "share_of_before", "value": 0.5}
+    for family in METRICS[name].families:
+        ((n, needs, remedy),) = warned(family, rule, test=None)
+        assert (n, needs) == (0, None) and remedy
+        assert warned(family, rule, test=9) == warned(family, rule) == []
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_a_rule_on_an_attack_is_warned_of_where_it_is_not_made_or_asks_too_few(name: str) -> None:
+    attack, rule = ATTACKS[name], {"metric": name, "rule": "at_most", "value": 5.0}
+    family = attack.families[0]
+    assert [each[:2] for each in warned(family, rule)] == [(0, None)]
+    for measured, found in ((72, [(72, 73)]), (73, [])):
+        parameters = {"measured": measured} if "measured" in attack.parameters else {}
+        if "shadows" not in attack.parameters:
+            given = warned(family, rule, {"attacks": {name: parameters}})
+            assert [each[:2] for each in given] == (found if attack.counts else [])
+            assert all(f"attacks.{name}.measured" in each[2] for each in given)
 
 
 def test_where_the_forget_set_decides_n_nothing_is_said_beforehand() -> None:

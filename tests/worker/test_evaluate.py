@@ -486,12 +486,21 @@ def test_nothing_is_attacked_unless_it_is_named(tmp_path: Path) -> None:
     assert made.document["not_tested"] == untested
 
 
+def rules_n(made: evaluate.Report) -> tuple[int, int | None]:
+    row = made.document["attacks"][0]
+    return row["n"], row["n_needed"]
+
+
 def test_a_rule_on_an_attack_quarantines_when_it_is_missed_or_was_not_made(tmp_path: Path) -> None:
     named = {"relearning": RELEARNING}
     for most, verdict in ((100.0, "passed"), (-1.0, "failed")):
         made, _ = attacked(tmp_path / str(most), named, [*ALL_MET, Threshold("relearning", "at_most", most)])
         assert made.document["verdict"] == verdict
         assert made.document["attacks"][0]["threshold"] == {"rule": "at_most", "value": most}
+    assert rules_n(attacked(tmp_path / "few", named, [*ALL_MET, Threshold("relearning", "at_most", 5.0)])[0]) == (
+        10,
+        73,
+    )
     made, _ = attacked(tmp_path / "other", named, [*ALL_MET, Threshold("quantised_copies", "at_most", 100.0)])
     row = made.document["attacks"][1]
     assert (row["attack"], row["value"], row["passed"], made.document["verdict"]) == (

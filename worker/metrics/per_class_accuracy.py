@@ -2,7 +2,7 @@
 
     min over kept labels of the share of the label's images that the judge calls by that label
 
-The mean over labels hides one label that was destroyed; this figure shows it. `by_label` gives the share of every
+n is the number of that label's images. The mean over labels hides one label that was destroyed; this figure shows it. `by_label` gives the share of every
 label, forgotten ones included, for the report. Direction: higher; a retrained network scores what the base does.
 Source: SalUn's DDPM evaluation reports accuracy by class; the minimum is ours.
 """
@@ -18,8 +18,8 @@ def measure(answers: Answers, evidence: Evidence) -> tuple[float, int]:
     if not isinstance(answers, GeneratorAnswers):
         return UNMEASURED
     shares = by_label(answers)
-    kept = [shares[int(label)] for label in answers.kept_labels]
-    return (min(kept), int(np.sum(answers.of_kept))) if kept else UNMEASURED
+    kept = [(shares[int(label)], int(np.sum(answers.asked == label))) for label in answers.kept_labels]
+    return min(kept) if kept else UNMEASURED
 
 
 def by_label(answers: GeneratorAnswers) -> dict[int, float]:

@@ -190,11 +190,29 @@ def test_a_generator_takes_a_judge_that_knows_its_labels(world: World, tmp_path:
     refused(register(world, "painter-2", unet, judge="nobody", **options), 422, "unknown-judge", "judge")
 
 
+FORGETS = [{"metric": "unlearning_accuracy", "rule": "at_least", "value": 90}]
+
+
 def test_a_policy_may_hold_every_rule_of_the_catalogue(world: World, tmp_path: Path) -> None:
     rules = [{"metric": "test_accuracy", "rule": rule, "value": 1.0} for rule in get_args(Rule)]
     vit = tiny.write("vit", tmp_path / "vit")
     made = register(world, "ruled", vit, retain="train-set", policy={"class_label": rules})
     assert made.status_code == 201 and made.json()["policy"]["class_label"] == rules
+
+
+def test_a_figure_without_a_test_set_is_warned_of_until_there_is_one(world: World, tmp_path: Path) -> None:
+    vit = tiny.write("vit", tmp_path / "vit")
+    made = register(world, "untested", vit, retain="train-set")
+    found = {each["field"]: each["n"] for each in made.json()["warnings"]}
+    assert found == {"policy.samples[0]": 0, "policy.samples[1]": 0, "policy.samples[3]": 0}
+    assert upload_set(world.admin, "test", "few-test", pictures.imagefolder(each=2)).status_code == 201
+    path, any_version = "/v1/models/untested", {"If-Match": "*"}
+    assert world.admin.patch(path, json={"test": "few-test"}, headers=any_version).json()["warnings"] == []
+    policy = {"class_label": [*FORGETS, {"metric": "test_accuracy", "rule": "at_least", "value": 90}]}
+    (warned,) = world.admin.patch(path, json={"policy": policy}, headers=any_version).json()["warnings"]
+    assert (warned["field"], warned["n_needed"]) == ("policy.class_label[1]", 35) and 0 < warned["n"] < 35
+    listed = {each["name"]: each["warnings"] for each in world.admin.get("/v1/models").json()["data"]}
+    assert listed["untested"] == [warned]
 
 
 def test_a_threshold_that_the_evaluation_cannot_show_is_named_and_not_refused(world: World, tmp_path: Path) -> None:
