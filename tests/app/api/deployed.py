@@ -228,3 +228,9 @@ def stored(lethe: Deployment) -> tuple[dict[str, int], dict[str, int]]:
     data = lethe.settings.data
     files = {path.relative_to(data).as_posix(): path.stat().st_size for path in data.rglob("*") if path.is_file()}
     return rows, {name: size for name, size in files.items() if not name.startswith("lethe.db")}
+
+
+def stored_but_history(lethe: Deployment) -> tuple[dict[str, int], dict[str, int]]:
+    """The same without the count of the history, which tells of what was stored and is gone again, too."""
+    rows, files = stored(lethe)
+    return {table: count for table, count in rows.items() if table != "history"}, files
