@@ -8,7 +8,6 @@ from collections.abc import Iterator
 import pytest
 from PIL import Image
 
-from app.client import Problem
 from app.fingerprint_rotation import retire, rotate
 from app.key_rotation import rotate_master
 from app.privacy.selection import read_index
@@ -130,7 +129,7 @@ def test_keys_are_rotated_beside_a_running_service_and_what_was_forgotten_stays_
     assert (done["status"], client.report("digits", done["checkpoint"])["left_out"]) == ("completed", 5)
 
 
-def test_a_retain_set_of_nothing_but_forgotten_images_is_refused(running: Running) -> None:
+def test_with_a_retain_set_of_nothing_but_forgotten_images_a_job_fails_and_says_why(running: Running) -> None:
     client, archive = running.client, io.BytesIO()
     with (
         zipfile.ZipFile(io.BytesIO(pictures.imagefolder(each=6, seed=1))) as source,
@@ -140,5 +139,6 @@ def test_a_retain_set_of_nothing_but_forgotten_images_is_refused(running: Runnin
             made.writestr(f"{name}.png", source.read(f"{name}.png"))
     client.upload_dataset(archive.getvalue(), "retain", "digits-forgotten")
     client.call("PATCH", "/v1/models/digits", json={"retain": "digits-forgotten"}, headers={"If-Match": "*"})
-    with pytest.raises(Problem, match="nothing would be left to keep"):
-        forget(running, ["3/3"])
+    posted = client.request("digits", {"samples": ["3/3"]}, method="finetune", recipe={"epochs": 1})
+    done = client.wait(posted["id"])
+    assert (done["status"], done["reason"]) == ("failed", "nothing_retained")
