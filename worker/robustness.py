@@ -113,6 +113,7 @@ def described(name: str) -> dict[str, Any]:
         "direction": attack.direction,
         "threshold": None,
         "passed": None,
+        "n_needed": None,
     }
 
 
