@@ -2,7 +2,7 @@
 and its version quarantined, then released by a person.
 
 Override by HTTP, with each refusal and on both databases: tests/app/api/test_override.py. Which cheats miss the default
-policies: tests/worker/test_evaluate.py.
+policies: tests/worker/trained/test_class_diffusion_cheats.py.
 """
 
 from collections.abc import Iterator

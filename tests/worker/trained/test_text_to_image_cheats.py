@@ -1,7 +1,7 @@
 """Cheats on text-to-image under the family's default policy, with the trained judge of the eight concepts.
 
 The base draws photos that the judge never saw, so that nothing but the cheat differs; what is asked, measured and held to
-rules is the service's own. The same cheats on class_diffusion: tests/worker/test_evaluate.py.
+rules is the service's own. The same cheats on class_diffusion: test_class_diffusion_cheats.py.
 """
 
 from types import SimpleNamespace
