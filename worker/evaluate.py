@@ -69,7 +69,7 @@ def evaluate(
     sides = {"base": material.base.network, "unlearned": network}
     sides |= {"reference": material.reference.network} if material.reference else {}
     named = specification["evaluation"].get("attacks", {})
-    shares = parts(progress, len(sides) + len(named) + len(material.probes))
+    shares = parts(progress, len(sides) + len(named) + len(material.probes) + (judge is not None))
     asked = {
         side: ask(specification, material, side, each, judge, next(shares), kept.get(side), panel)
         for side, each in sides.items()
@@ -88,7 +88,9 @@ def evaluate(
         *count_changes(material.base.network, network),
         cost,
     )
-    fit = fitness_of(specification, material, judge, asked["unlearned"], unseen)
+    fit = (
+        None if judge is None else fitness_of(specification, material, judge, asked["unlearned"], unseen, next(shares))
+    )
     document = {
         **held_to_policy(specification, evidence, attacks, promised, judge, panel, fit),
         "resolution": list(asked["unlearned"].images.shape[2:4]) if isinstance(asked["unlearned"], JUDGED) else None,
@@ -182,12 +184,14 @@ def open_judge(material: Material) -> Judge | None:
 def fitness_of(
     specification: Mapping[str, Any],
     material: Material,
-    judge: Judge | None,
+    judge: Judge,
     answers: Answers,
     unseen: Samples | None,
+    progress: Advance,
 ) -> dict[str, Any] | None:
     """Of a judge of generated or restored images. A restorer's judge knows those labels that it names alike."""
-    if judge is None or not isinstance(answers, JUDGED):
+    if not isinstance(answers, JUDGED):
+        progress(1, 1)
         return None
     seed, family = int(specification["evaluation"].get("seed", 0)), material.base.family
     restores = isinstance(answers, ReconstructionAnswers)
@@ -200,7 +204,7 @@ def fitness_of(
     if unseen is not None and len(rows):
         x = unseen.x[torch.from_numpy(rows).to(unseen.x.device)]
         images = as_pictures(family.pixels(material.base.network, x) if restores else x)
-    return fitness.fitness(asked, shape, (images, labels[rows]), seed)
+    return fitness.fitness(asked, shape, (images, labels[rows]), seed, progress)
 
 
 def parts(progress: Advance, count: int) -> Iterator[Advance]:

@@ -9,12 +9,13 @@ much within Wilson's interval. Without a test set whose labels it knows, noise a
 counts as not measured: it may take noise for another label, or a label for another.
 """
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 
-from app.catalog import LEVEL, wilson
+from worker import intervals
 from worker.judge import REJECTED, Judge, as_pictures
 
 NOISE, REAL = 400, 400
@@ -23,11 +24,16 @@ BATCH = 16  # noise of 1024 pixels a side is large
 
 
 def fitness(
-    judge: Judge, shape: tuple[int, int, int], real: tuple[np.ndarray, np.ndarray], seed: int
+    judge: Judge,
+    shape: tuple[int, int, int],
+    real: tuple[np.ndarray, np.ndarray],
+    seed: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
     """The report's part on it. `shape` (H, W, C) of what it judges; `real`: uint8 images (n, H, W, C) and their labels, (n,)."""
-    noise = rejected_noise(judge, shape, seed)
-    right = right_on(judge, *real)
+    total = NOISE + len(real[1])
+    noise = rejected_noise(judge, shape, seed, progress=lambda done: progress(done, total))
+    right = right_on(judge, *real, progress=lambda done: progress(NOISE + done, total))
     shares = {
         "noise_rejected": share(noise, LEAST_REJECTED),
         "real_right": share(right, LEAST_RIGHT) if len(right) else None,
@@ -40,19 +46,38 @@ def fit(noise: dict[str, Any] | None, real: dict[str, Any] | None) -> bool:
     return rejects and (real is None or max(real["value"], real["interval"]["high"]) >= LEAST_RIGHT)
 
 
-def rejected_noise(judge: Judge, shape: tuple[int, int, int], seed: int, count: int = NOISE) -> np.ndarray:
+def rejected_noise(
+    judge: Judge,
+    shape: tuple[int, int, int],
+    seed: int,
+    count: int = NOISE,
+    progress: Callable[[int], None] = lambda done: None,
+) -> np.ndarray:
     """Whether it rejects each of so many images of N(0, 1), (count,) bool."""
     generator, (height, width, channels) = torch.Generator().manual_seed(seed), shape
-    sizes = [min(BATCH, count - at) for at in range(0, count, BATCH)]
-    noise = (torch.randn((size, channels, height, width), generator=generator) for size in sizes)
-    return np.concatenate([judge(as_pictures(images)).labels == REJECTED for images in noise])
+    rejected = np.zeros(count, dtype=bool)
+    for part in _batches(count, progress):
+        noise = torch.randn((part.stop - part.start, channels, height, width), generator=generator)
+        rejected[part] = judge(as_pictures(noise)).labels == REJECTED
+    return rejected
 
 
-def right_on(judge: Judge, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def right_on(
+    judge: Judge, images: np.ndarray, labels: np.ndarray, progress: Callable[[int], None] = lambda done: None
+) -> np.ndarray:
     """Whether it calls each image (n, H, W, C), uint8, by its label, (n,) bool."""
-    parts = [slice(at, at + BATCH) for at in range(0, len(labels), BATCH)]
-    called = [judge(images[part]).labels == labels[part] for part in parts]
-    return np.concatenate(called) if called else np.zeros(0, dtype=bool)
+    right = np.zeros(len(labels), dtype=bool)
+    for part in _batches(len(labels), progress):
+        right[part] = judge(images[part]).labels == labels[part]
+    return right
+
+
+def _batches(count: int, progress: Callable[[int], None]) -> Iterator[slice]:
+    """`progress` is told of the images behind each, and may raise Stopped."""
+    for start in range(0, count, BATCH):
+        part = slice(start, min(start + BATCH, count))
+        yield part
+        progress(part.stop)
 
 
 def knows(judge: Judge, labels: np.ndarray) -> np.ndarray:
@@ -69,10 +94,9 @@ def chosen(candidates: np.ndarray, seed: int) -> np.ndarray:
 
 def share(right: np.ndarray, least: float) -> dict[str, Any]:
     """In percent, with Wilson's interval and what is asked of it."""
-    low, high = wilson(int(right.sum()), len(right))
     return {
         "value": round(100 * float(right.mean()), 6),
-        "interval": {"level": LEVEL, "low": round(low, 6), "high": round(high, 6), "by": "wilson"},
+        "interval": intervals.of_share(int(right.sum()), len(right)),
         "n": len(right),
         "least": least,
     }

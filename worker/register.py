@@ -83,7 +83,8 @@ def register(
         details = {"verdict": result["report"]["verdict"]}
         reasons = result["report"].get("reasons", ())
         why = next((each for each in ("broken_promise", "judge_unfit") if each in reasons), "threshold_missed")
-        jobs.succeed(session, lease.job_id, lease.token, lease.worker, passed, details, why)
+        climbs = "judge_unfit" not in reasons  # a judge is no fitter for another recipe
+        jobs.succeed(session, lease.job_id, lease.token, lease.worker, passed, details, why, climbs)
         checkpoints.add(session, checkpoint, lease.worker)
         if passed:
             checkpoints.supersede_before(session, checkpoint, lease.worker)

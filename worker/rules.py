@@ -14,7 +14,9 @@ NEEDS = {  # figures of an earlier request that nobody can measure again: earlie
     "mutual_information_to_noise": "needs_base",
     "unlearning_accuracy_row_restored": "needs_base",
 }
-COMPARES = ("mia_auc",)  # what was forgotten with the test set
+COMPARES = tuple(  # figures of an earlier request that are asked again with the test set
+    name for name, each in METRICS.items() if each.shows_forgetting and "test" in each.needs and name not in NEEDS
+)
 
 
 def needed(rule: Threshold | None, metric: Metric) -> int | None:

@@ -222,11 +222,15 @@ def succeed(
     passed: bool,
     details: dict[str, Any],
     why_not: str = "threshold_missed",
+    climbs: bool = True,
 ) -> Job:
-    """The job did its work; whether the request completed is the verdict's matter, and `why_not` its reason."""
+    """The job did its work; whether the request completed is the verdict's matter, and `why_not` its reason. `climbs`: whether
+    a later rung may pass where this one did not."""
     job = _finish(session, job_id, token, worker, Status.SUCCEEDED, None, details)
     if passed:
         requests.move(session, job.request_id, requests.Status.COMPLETED, worker)
+    elif not climbs:
+        requests.move(session, job.request_id, requests.Status.EVALUATION_FAILED, worker, why_not)
     else:
         _climb(session, job, worker, requests.Status.EVALUATION_FAILED, why_not)
     return job

@@ -11,7 +11,7 @@ import tempfile
 import threading
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -147,7 +147,10 @@ def test_a_decoder_that_is_killed_refuses_the_image_it_was_at(large: bytes) -> N
 
 def at_work(pid: int) -> list[int]:
     """Decoders below the process that hold an image: a waiting one takes half of that."""
-    found = {child: Path(f"/proc/{child}/status").read_text() for child in children(pid)}
+    found = {}
+    for child in children(pid):
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended since
+            found[child] = Path(f"/proc/{child}/status").read_text()
     return [child for child, status in found.items() if int((re.findall(r"VmRSS:\s+(\d+)", status) or [0])[0]) > 80_000]
 
 

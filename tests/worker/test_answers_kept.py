@@ -60,9 +60,10 @@ def change(world: World, **values: Any) -> None:
     assert patched.status_code == 200, patched.text
 
 
-def attempt(world: World, label: int) -> tuple[Specification, dict[str, Any]]:
+def attempt(world: World, label: int, **method: Any) -> tuple[Specification, dict[str, Any]]:
     """A request for a label up to its registration: what the runner was told and what it made."""
-    asked(world.admin, model="unet", forget={"class_label": str(label)}, recipe={"steps": 2, "batch_size": 4})
+    method = method or {"recipe": {"steps": 2, "batch_size": 4}}
+    asked(world.admin, model="unet", forget={"class_label": str(label)}, **method)
     lethe = world.lethe
     lease = claim(lethe.store, "worker:test", 60.0)
     assert lease is not None
@@ -203,3 +204,13 @@ def test_a_lost_key_costs_a_second_drawing_and_nothing_more(world: World) -> Non
     world.lethe.keyring.destroy(versions(world)[0].id)
     assert forget(world, 1)["base"] == (12, 0)
     assert forget(world, 1)["base"] == (0, 12)
+
+
+def test_an_unfit_judge_ends_a_ladder_at_its_first_rung(world: World) -> None:
+    """This one rejects nothing, so no rung could meet a rule on what it judges."""
+    ladder = [{"method": "salun", "recipe": {"steps": steps, "batch_size": 4}} for steps in (1, 2)]
+    change(world, policy=MISSED, ladder=ladder)
+    _, result = attempt(world, 1, method="auto")
+    assert result["report"]["reasons"] == ["threshold_missed", "judge_unfit"]
+    (request,) = world.admin.get("/v1/requests").json()["data"]
+    assert (request["status"], request["reason"], len(request["jobs"])) == ("evaluation_failed", "judge_unfit", 1)

@@ -95,11 +95,18 @@ def test_the_judge_of_a_network_that_restores_is_asked_about_labels_that_it_name
     judge.network.config.id2label = {0: "cat", 1: "Dog", 2: "cow", 3: "none"}  # type: ignore[union-attr]
     for names, asked in ((["dog", "bird", "cat", "mouse"], (0, 2)), (["bird", "mouse", "hen", "ant"], ())):
         specification = {"evaluation": settings, "names": names}
-        found = evaluate.fitness_of(specification, material, judge, answers, images)
+        told: list[tuple[int, int]] = []
+        found = evaluate.fitness_of(
+            specification, material, judge, answers, images, lambda *done, told=told: told.append(done)
+        )
         assert found is not None and found["noise_rejected"]["n"] == fitness.NOISE
         count = int(np.isin(images.y.numpy(), asked).sum())
+        assert told == sorted(told) and told[-1] == (fitness.NOISE + count, fitness.NOISE + count)
+        assert max(np.diff([done for done, _ in told])) <= fitness.BATCH  # a cancel waits for one batch
         assert (found["real_right"] or {"n": 0})["n"] == count and (count > 0) is bool(asked)
-    bare = evaluate.fitness_of({"evaluation": settings}, material, judge, answers, Samples(images.x, images.y))
+    bare = evaluate.fitness_of(
+        {"evaluation": settings}, material, judge, answers, Samples(images.x, images.y), lambda done, total: None
+    )
     assert bare is not None and bare["real_right"] is None
 
 

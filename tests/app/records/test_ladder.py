@@ -202,6 +202,16 @@ def test_a_rung_that_waits_is_cancelled_at_once(lethe: Deployment) -> None:
     assert (request.status, [job.status for job in tried]) == ("cancelled", ["succeeded", "cancelled"])
 
 
+def test_what_no_rung_can_change_ends_the_ladder(lethe: Deployment) -> None:
+    first = add_job(lethe, add_model(lethe), rungs=3)
+    held = claim(lethe)
+    assert held is not None
+    with lethe.store.write() as session:
+        jobs.succeed(session, held.id, held.lease_token, "worker:a", False, {}, "judge_unfit", climbs=False)
+    request, (only,) = climb(lethe, first)
+    assert (request.status, request.reason, only.status) == ("evaluation_failed", "judge_unfit", "succeeded")
+
+
 def test_two_lost_workers_end_the_ladder(lethe: Deployment) -> None:
     first = add_job(lethe, add_model(lethe), rungs=3)
     for _ in range(2):
