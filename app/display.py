@@ -103,8 +103,9 @@ def show_report(console: Console, report: dict[str, Any]) -> None:
         console.print(promise_table(report["promises"]))
     if report.get("left_out"):
         console.print(f"{report['left_out']} images of the retain set were left out: an earlier request forgot them")
-    if judge := report.get("judge_fitness"):
-        console.print(f"the judge is {'fit' if judge['fit'] else '[bold]unfit[/]'}: it {fitness(judge)}")
+    for who in ("judge", "detector"):
+        if found := report.get(f"{who}_fitness"):
+            console.print(f"the {who} is {'fit' if found['fit'] else '[bold]unfit[/]'}: it {fitness(found)}")
     if ladder := report.get("ladder"):
         console.print(f"rung {ladder['rung'] + 1} of {ladder['rungs']} of the ladder: {ladder['method']}")
         for each in ladder["earlier"]:

@@ -238,7 +238,7 @@ class Report(_Part):
     )
     override: Override | None = Field(None, description="Where a person released the version all the same.")
     reasons: list[Literal["threshold_missed", "judge_unfit", "broken_promise"]] = Field(
-        [], description="Why it failed. judge_unfit: a rule is on a figure of a judge that `judge_fitness` calls unfit."
+        [], description="Why it failed. judge_unfit: a rule is on a figure of a judge or detector that is not fit."
     )
     kind: str = Field(description="Kind of forgetting, which chose the policy's rules: samples or class_label.")
     figures: list[Figure]
@@ -254,6 +254,9 @@ class Report(_Part):
     base: str = Field(description="Digest of the version that this one was made from.")
     judge: str | None = Field(description="Digest of the judge.")
     judge_fitness: JudgeFitness | None = Field(None, description="Of generators and networks that restore images.")
+    detector_fitness: JudgeFitness | None = Field(
+        None, description="Of the detector, where there is one: by noise alone."
+    )
     evaluators: dict[str, str] = Field({}, description="Digests of the evaluators beside the judge, by part.")
     reference: str | None = Field(description="Digest of the network retrained without what was forgotten.")
     answers: dict[str, Asked] = Field(

@@ -78,7 +78,11 @@ def render(
         report=report,
         asked=asked,
         recipe=_shown_recipe(asked) if asked else {},
-        fitness=figures.fitness(report.judge_fitness.model_dump()) if report.judge_fitness else "",
+        fitness=[
+            (who, found.fit, figures.fitness(found.model_dump()))
+            for who, found in (("judge", report.judge_fitness), ("detector", report.detector_fitness))
+            if found
+        ],
         left_out=list(dict.fromkeys(each.title for each in report.figures if each.left_out)),
         ruled=any(each.threshold for each in report.figures) or any(each.threshold for each in report.attacks),
         shows_forgetting=any(each.threshold and _shows_forgetting(each) for each in report.figures),

@@ -176,7 +176,7 @@ def _watch(lethe: Lethe, request_id: str, as_json: bool) -> None:
         show_report(console, lethe.report(done["model"], done["checkpoint"]))
         why = {
             "broken_promise": "what an earlier request forgot has come back",
-            "judge_unfit": "the judge is unfit, so that what it measured counts as not measured",
+            "judge_unfit": "the judge or the detector is unfit, so that what it measured counts as not measured",
         }
         missed = why.get(done["reason"], "a threshold was missed or could not be measured")
         click.echo(f"version {done['checkpoint']} is in quarantine: {missed}")

@@ -69,7 +69,9 @@ def evaluate(
     sides = {"base": material.base.network, "unlearned": network}
     sides |= {"reference": material.reference.network} if material.reference else {}
     named = specification["evaluation"].get("attacks", {})
-    shares = parts(progress, len(sides) + len(named) + len(material.probes) + (judge is not None))
+    shares = parts(
+        progress, len(sides) + len(named) + len(material.probes) + (judge is not None) + (panel.detector is not None)
+    )
     asked = {
         side: ask(specification, material, side, each, judge, next(shares), kept.get(side), panel)
         for side, each in sides.items()
@@ -91,8 +93,13 @@ def evaluate(
     fit = (
         None if judge is None else fitness_of(specification, material, judge, asked["unlearned"], unseen, next(shares))
     )
+    detects = (
+        None
+        if panel.detector is None
+        else fitness_of_detector(specification, panel.detector, asked["unlearned"], next(shares))
+    )
     document = {
-        **held_to_policy(specification, evidence, attacks, promised, judge, panel, fit),
+        **held_to_policy(specification, evidence, attacks, promised, judge, panel, fit, detects),
         "resolution": list(asked["unlearned"].images.shape[2:4]) if isinstance(asked["unlearned"], JUDGED) else None,
         "base": material.base.digest,
         "judge": judge.digest if judge else None,
@@ -115,6 +122,7 @@ def held_to_policy(
     judge: Judge | None,
     panel: Panel,
     fit: dict[str, Any] | None = None,
+    detects: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The part of the report that follows from answers, attacks and promises: figures under the policy's rules, the verdict,
     and what was not tested."""
@@ -123,9 +131,10 @@ def held_to_policy(
     seed = int(specification["evaluation"].get("seed", 0))
     rows = figures(evidence, specification["base"]["family"], kind, rules, seed, judge, panel)
     attacked = under_rules(attacks, rules)
-    unfit = judge.digest if judge and fit and not fit["fit"] else None
-    if unfit:
-        rows, attacked = by_unfit(unfit, rows), by_unfit(unfit, attacked)
+    asked = ((judge, fit), (panel.detector, detects))
+    unfit = {each.digest for each, found in asked if each and found and not found["fit"]}
+    rows, attacked = by_unfit(unfit, rows), by_unfit(unfit, attacked)
+    if judge and judge.digest in unfit:
         promised = [promises.by_unfit(each) for each in promised]
     reasons = why_failed([*rows, *attacked], promised, unfit)
     return {
@@ -136,6 +145,7 @@ def held_to_policy(
         "attacks": attacked,
         "promises": list(promised),
         "judge_fitness": fit,
+        "detector_fitness": detects,
         "settings": prompt_list.told(specification["evaluation"]),
         "generated": {name: len(labels) for name, labels in (specification.get("generate") or {}).items() if labels},
         "not_tested": not_tested(attacks, specification["base"]["family"]),
@@ -205,6 +215,17 @@ def fitness_of(
         x = unseen.x[torch.from_numpy(rows).to(unseen.x.device)]
         images = as_pictures(family.pixels(material.base.network, x) if restores else x)
     return fitness.fitness(asked, shape, (images, labels[rows]), seed, progress)
+
+
+def fitness_of_detector(
+    specification: Mapping[str, Any], detector: Judge, answers: Answers, progress: Advance
+) -> dict[str, Any] | None:
+    """By noise alone: nobody registers images whose detection is known."""
+    if not isinstance(answers, GeneratorAnswers):
+        progress(1, 1)
+        return None
+    seed = int(specification["evaluation"].get("seed", 0))
+    return fitness.fitness(detector, answers.images.shape[-3:], None, seed, progress)
 
 
 def parts(progress: Advance, count: int) -> Iterator[Advance]:

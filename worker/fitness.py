@@ -26,14 +26,15 @@ BATCH = 16  # noise of 1024 pixels a side is large
 def fitness(
     judge: Judge,
     shape: tuple[int, int, int],
-    real: tuple[np.ndarray, np.ndarray],
+    real: tuple[np.ndarray, np.ndarray] | None,
     seed: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
     """The report's part on it. `shape` (H, W, C) of what it judges; `real`: uint8 images (n, H, W, C) and their labels, (n,)."""
-    total = NOISE + len(real[1])
+    images, labels = real or (np.zeros((0, *shape), np.uint8), np.zeros(0, np.int64))
+    total = NOISE + len(labels)
     noise = rejected_noise(judge, shape, seed, progress=lambda done: progress(done, total))
-    right = right_on(judge, *real, progress=lambda done: progress(NOISE + done, total))
+    right = right_on(judge, images, labels, progress=lambda done: progress(NOISE + done, total))
     shares = {
         "noise_rejected": share(noise, LEAST_REJECTED),
         "real_right": share(right, LEAST_RIGHT) if len(right) else None,

@@ -4,7 +4,7 @@ What could not be measured is missed. One thing alone is left out, and said so: 
 retrained network, where the request names none and another figure of the policy shows forgetting.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 from app.catalog import METRICS, Metric, Threshold, n_needed
@@ -65,17 +65,17 @@ def verdict(rows: Sequence[Mapping[str, Any]]) -> str:
     return "passed" if all(row["passed"] for row in ruled) else "failed"
 
 
-def by_unfit(judge: str, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The rows, where the judge of that digest is unfit: what it measured is shown, and met no rule and missed none."""
-    return [{**row, "passed": None} if judge in row.get("evaluators", ()) else dict(row) for row in rows]
+def by_unfit(unfit: Set[str], rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The rows, where judges of these digests are unfit: what they measured is shown, and met no rule and missed none."""
+    return [{**row, "passed": None} if unfit & set(row.get("evaluators", ())) else dict(row) for row in rows]
 
 
 def why_failed(
-    rows: Sequence[Mapping[str, Any]], promises: Sequence[Mapping[str, Any]], unfit: str | None = None
+    rows: Sequence[Mapping[str, Any]], promises: Sequence[Mapping[str, Any]], unfit: Set[str] = frozenset()
 ) -> list[str]:
-    """Nothing when the verdict is passed. `unfit`: digest of a judge that is."""
+    """Nothing when the verdict is passed. `unfit`: digests of judges that are."""
     missed = ["threshold_missed"] if verdict(rows) == "failed" else []
-    if any(unfit in row.get("evaluators", ()) for row in rows if row["threshold"]):
+    if any(unfit & set(row.get("evaluators", ())) for row in rows if row["threshold"]):
         missed += ["judge_unfit"]
     return missed + (["broken_promise"] if any(each["kept"] is False for each in promises) else [])
 

@@ -5,11 +5,10 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from app.catalog.families import CLASSIFIER, CLIP, DIFFUSION, TEXT_TO_IMAGE, VISION_LANGUAGE
+from app.catalog.families import CLASSIFIER, CLIP, DIFFUSION, GENERATORS, TEXT_TO_IMAGE, VISION_LANGUAGE
 from app.catalog.image_to_image import RESTORERS
 from app.catalog.types import Attack, Parameter
 
-GENERATORS = (DIFFUSION, TEXT_TO_IMAGE)
 _MEASURED = Parameter(
     "integer",
     200,
@@ -131,8 +130,8 @@ ATTACKS: Mapping[str, Attack] = MappingProxyType(
             "Carlini et al. (LiRA), IEEE S&P 2022, arXiv 2112.03570",
             (CLASSIFIER,),
             "target",
-            "Forgotten and unseen images told apart rightly by the confidence of shadow networks that knew them and that "
-            "did not; 50 is guessing.",
+            "Forgotten and unseen images told apart rightly by a threshold on the ratio of two likelihoods: of shadow networks that "
+            "knew an image, and of those that did not; 50 is guessing.",
             {
                 "shadows": Parameter(
                     "text",

@@ -9,6 +9,7 @@ from app.catalog.types import Family, Parameter, Threshold
 CLASSIFIER, DIFFUSION = "image_classifier", "class_diffusion"
 TEXT_TO_IMAGE = "text_to_image"
 CLIP, VISION_LANGUAGE = "clip", "vision_language"
+GENERATORS = (DIFFUSION, TEXT_TO_IMAGE)
 _BACKBONES = {
     "inception": Parameter("boolean", False, "Measure `fid_inception`, by weights that the operator gives."),
     "lpips": Parameter("boolean", False, "Measure `integrity_lpips`, by weights that the operator gives."),

@@ -4,11 +4,10 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from app.catalog import image_to_image
-from app.catalog.families import CLASSIFIER, CLIP, DIFFUSION, TEXT_TO_IMAGE, VISION_LANGUAGE
+from app.catalog.families import CLASSIFIER, CLIP, DIFFUSION, GENERATORS, TEXT_TO_IMAGE, VISION_LANGUAGE
 from app.catalog.types import Method, Parameter
 
 LABELLED = (CLASSIFIER, DIFFUSION)
-GENERATORS = (DIFFUSION, TEXT_TO_IMAGE)
 
 
 def _integer(

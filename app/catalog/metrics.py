@@ -3,12 +3,11 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from app.catalog.families import CLASSIFIER, CLIP, DIFFUSION, FAMILIES, TEXT_TO_IMAGE, VISION_LANGUAGE
+from app.catalog.families import CLASSIFIER, CLIP, DIFFUSION, FAMILIES, GENERATORS, TEXT_TO_IMAGE, VISION_LANGUAGE
 from app.catalog.image_to_image import RESTORERS
 from app.catalog.types import Metric
 
 EVERY_FAMILY = tuple(FAMILIES)
-GENERATORS = (DIFFUSION, TEXT_TO_IMAGE)
 JUDGED = tuple(name for name, family in FAMILIES.items() if family.answers != "reconstruction")
 
 # One entry per file of worker/metrics, in the order in which they are measured: gap_to_retrain reads those before it.

@@ -232,9 +232,9 @@ def test_the_page_says_what_the_judge_does_with_noise_and_real_images(fit: bool)
     assert "98.25 % of real test images (97.25 to 98.75, n = 400, least 97)" in text
     assert ("The judge is fit: it rejects 99.50 % of noise" in text) is fit
     assert ("unfit, and its figures count as not measured: it rejects 60.00 % of noise" in text) is not fit
-    assert ("The judge is unfit: what it measured" in text) is not fit
-    alone = Page(rendered(reports.of_a_generator(judge_fitness={**known, "real_right": None}))).text
-    assert "real test images" not in alone
+    assert ("A judge is unfit: what it measured" in text) is not fit
+    alone = Page(rendered(reports.of_a_generator(detector_fitness={**known, "real_right": None}))).text
+    assert "real test images" not in alone and ("The detector is fit: it rejects 99.50 % of noise" in alone) is fit
 
 
 def test_the_page_says_where_no_rule_shows_forgetting() -> None:

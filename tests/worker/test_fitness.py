@@ -113,10 +113,10 @@ def test_the_judge_of_a_network_that_restores_is_asked_about_labels_that_it_name
 def test_what_an_unfit_judge_measured_meets_no_rule_and_misses_none() -> None:
     held = {"threshold": {"rule": "at_least", "value": 1.0}, "passed": True}
     by_judge, by_none = {**held, "evaluators": ["sha256:judge"]}, {**held, "evaluators": []}
-    rows = rules.by_unfit("sha256:judge", [by_judge, by_none])
+    rows = rules.by_unfit({"sha256:judge"}, [by_judge, by_none])
     assert [row["passed"] for row in rows] == [None, True] and rules.verdict(rows) == "failed"
-    assert rules.why_failed(rows, [], "sha256:judge") == ["threshold_missed", "judge_unfit"]
-    assert rules.why_failed([by_none], [], "sha256:judge") == []
+    assert rules.why_failed(rows, [], {"sha256:judge"}) == ["threshold_missed", "judge_unfit"]
+    assert rules.why_failed([by_none], [], {"sha256:judge"}) == []
 
 
 def test_an_unfit_judge_cannot_say_that_a_promise_holds_but_one_that_it_finds_broken_stays_so() -> None:

@@ -168,6 +168,22 @@ def test_a_report_counts_the_list_and_says_none_of_its_words(
     assert {"grid.png", "prompts.png"} <= set(made.pictures)
 
 
+@pytest.mark.parametrize("rejects", [True, False])
+def test_a_detector_that_takes_noise_for_clean_meets_no_rule(
+    network: nn.Module, judge: Judge, detector: Judge, tmp_path: Path, rejects: bool
+) -> None:
+    with torch.no_grad():
+        detector.network.classifier.bias[2 if rejects else 0] += 100.0  # type: ignore[union-attr]  # none, dressed
+    told = specification([Threshold("detected_prompts", "at_most", 100.0)])
+    material = material_of(network, judge, detector, tmp_path)
+    document = evaluate.evaluate(told, material, network, None, 1.0, lambda done, total: None).document
+    row = next(row for row in document["figures"] if row["metric"] == "detected_prompts")
+    noise = document["detector_fitness"]["noise_rejected"]
+    assert (noise["value"], noise["n"], document["detector_fitness"]["fit"]) == (100.0 * rejects, 400, rejects)
+    assert row["value"] is not None and row["passed"] is (True if rejects else None)
+    assert document["reasons"] == ([] if rejects else ["threshold_missed", "judge_unfit"])
+
+
 def test_a_kept_set_is_another_s_where_list_or_detector_are_others(
     network: nn.Module, judge: Judge, detector: Judge, tmp_path: Path
 ) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,15 +36,6 @@ LABELS_APART = 2_654_435_769  # 2^32 over the golden ratio, which keeps thousand
 GENERATOR_SEEDS = 2**32  # torch reads no more of a seed on the CPU
 SHOWN = 8  # images of each label that are kept for the picture
 OWN = {"pictures", "probabilities", "features"}  # of an answer set; what else it holds is as GeneratorAnswers names it
-
-
-class Drawn(NamedTuple):
-    """What came of so many questions: the first images of each label (rows, columns, H, W, C), what the judge says of every
-    image, and what the others say, by name of GeneratorAnswers."""
-
-    pictures: np.ndarray
-    judged: Judged
-    further: dict[str, Any]
 
 
 def ask(

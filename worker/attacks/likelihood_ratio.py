@@ -7,12 +7,13 @@ Carlini, Chien, Nasr, Song, Terzis, Tramer, Membership Inference Attacks From Fi
     1.  phi(p) = log(p / (1 - p)), p the probability of x's own label; for every network and sample
     2.  for each sample: mu_in, sigma_in of phi over the shadows that know it, mu_out, sigma_out over those that do not
     3.  Lambda = N(phi(theta_u); mu_in, sigma_in) / N(phi(theta_u); mu_out, sigma_out)
-    4.  AUC of Lambda, true positives at few false ones; and told rightly: Lambda > 1 of D_f, Lambda <= 1 of as many of U
+    4.  AUC of Lambda, true positives at few false ones; those that Lambda > 1 tells rightly, of as many of D_f as of U
+    5.  balanced accuracy, as in membership_sweep: threshold and side of Lambda are chosen on one half and counted on the other
 
 A sample is scored where LEAST shadows know it and LEAST do not; the others are left out, and `budget` says how many are not.
 With fewer than PER_SAMPLE shadows on either side the spreads are estimated over all samples at once, as the paper advises
-where there are few (section VI-C). Above 50 means remembered; a network that was overdriven is unsure of D_f beyond any
-shadow, is called "out" with U, and stands out below in the rows instead.
+where there are few (section VI-C). A network that was overdriven is unsure of
+D_f beyond any shadow: Lambda > 1 calls D_f "out" with U and sees nothing, so what counts is 5., where either side betrays.
 """
 
 from collections.abc import Sequence
@@ -21,7 +22,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from worker.attacks import CannotAttack, Count, Found, Progress, Recognised, Shadow, auc, auc_interval, rates_of
+from worker.attacks import (
+    CannotAttack,
+    Count,
+    Found,
+    Progress,
+    Recognised,
+    Shadow,
+    auc,
+    auc_interval,
+    balanced_accuracy,
+    rates_of,
+)
 
 if TYPE_CHECKING:
     from worker.families import Family, Samples
@@ -67,10 +79,12 @@ def attack(
     low, high = auc_interval(area, len(members), len(others))
     rows: list[dict[str, Any]] = [{"measure": "auc", "value": area, "low": low, "high": high}]
     rows += rates_of(members, others)
-    told = told_rightly(members, others, generator)
-    rows.append({"measure": "balanced_accuracy", **told})
+    rows.append({"measure": "lambda_above_1", **told_rightly(members, others, generator)})
+    # 5.
+    balanced = balanced_accuracy(members, others, generator)
+    rows.append({"measure": "balanced_accuracy", **balanced})
     budget = {"shadows": len(shadows), "members": len(members), "unseen": len(others)}
-    return {"before": None, "after": told, "rows": rows, "budget": budget}
+    return {"before": None, "after": balanced, "rows": rows, "budget": budget}
 
 
 def confidence(network: nn.Module, family: "Family", samples: "Samples") -> Tensor:
@@ -97,7 +111,7 @@ def log_ratio(own: Tensor, phi: Tensor, known: Tensor) -> Tensor:
 
 
 def told_rightly(members: Tensor, others: Tensor, generator: torch.Generator) -> Count:
-    """Of as many members as others."""
+    """By Lambda > 1, of as many members as others."""
     size = min(len(members), len(others))
     sides = [side[torch.randperm(len(side), generator=generator)[:size]] for side in (members, others)]
     return {"success": int((sides[0] > 0).sum()) + int((sides[1] <= 0).sum()), "total": 2 * size}

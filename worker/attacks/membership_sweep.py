@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from worker.attacks import CannotAttack, Count, Found, Progress, Recognised, auc, auc_interval, rates_of
+from worker.attacks import CannotAttack, Found, Progress, Recognised, auc, auc_interval, balanced_accuracy, rates_of
 
 if TYPE_CHECKING:
     from worker.families import Family, Samples
@@ -59,25 +59,3 @@ def confidence(network: nn.Module, family: "Family", samples: "Samples") -> Tens
     module: Any = family
     own = module.labels_of(network, samples.y)[:, None]
     return module.predict(network, samples.x).double().softmax(dim=1).gather(1, own).squeeze(1).cpu()  # type: ignore[no-any-return]
-
-
-def balanced_accuracy(members: Tensor, others: Tensor, generator: torch.Generator) -> Count:
-    """Of as many members as others, those that are told rightly by a threshold which was chosen without them."""
-    size = min(len(members), len(others))
-    sides = [side[torch.randperm(len(side), generator=generator)[:size]] for side in (members, others)]
-    folds = [[side[: size // 2] for side in sides], [side[size // 2 :] for side in sides]]
-    right = 0
-    for chosen_on, told in (folds, folds[::-1]):
-        threshold, sign = best_threshold(*chosen_on)
-        right += int((sign * told[0] > sign * threshold).sum()) + int((sign * told[1] <= sign * threshold).sum())
-    return {"success": right, "total": 2 * size}
-
-
-def best_threshold(members: Tensor, others: Tensor) -> tuple[float, int]:
-    """The threshold, half-way between two confidences, and the side of it (1 above, -1 below) that call most rightly."""
-    values = torch.cat([members, others]).unique()  # ascending
-    between = (values[1:] + values[:-1]) / 2 if len(values) > 1 else values
-    above = [torch.stack([(side > each).double().mean() for each in between]) for side in (members, others)]
-    lead = above[0] - above[1]  # of "above is a member" over guessing
-    best = int(lead.abs().argmax())
-    return float(between[best]), 1 if lead[best] >= 0 else -1

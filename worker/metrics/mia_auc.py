@@ -9,9 +9,9 @@ unusually unsure, which tells an attacker just as much (gradient ascent does tha
 Source: the area under the ROC curve as the Mann-Whitney statistic.
 """
 
-import numpy as np
-from scipy.stats import rankdata
+import torch
 
+from worker.attacks import auc
 from worker.metrics import UNMEASURED, Answers, ClassifierAnswers, Evidence, confidence
 
 IDEAL = {"samples": 50.0}
@@ -22,9 +22,7 @@ def measure(answers: Answers, evidence: Evidence) -> tuple[float, int]:
         return UNMEASURED
     forget = confidence(answers.forget, answers.forget_labels)
     unseen = confidence(answers.test, answers.test_labels)
-    n = len(forget)
-    ranks = rankdata(np.concatenate([forget, unseen]))[:n]
-    return 100.0 * float((ranks.sum() - n * (n + 1) / 2) / (n * len(unseen))), n
+    return 100.0 * auc(torch.from_numpy(forget), torch.from_numpy(unseen)), len(forget)
 
 
 def sizes(answers: ClassifierAnswers) -> tuple[int, int]:

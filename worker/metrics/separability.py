@@ -11,12 +11,13 @@ other, so its value is the mark. Source: the area under the ROC curve as the Man
 """
 
 import numpy as np
-from scipy.stats import rankdata
+import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from worker.attacks import auc
 from worker.metrics import UNMEASURED, Answers, Evidence, ReconstructionAnswers
 
 IDEAL = {"class_label": 50.0, "samples": 50.0}
@@ -51,5 +52,4 @@ def area(forgotten: np.ndarray, others: np.ndarray) -> float:
     attacker = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=1000))
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
     scores = cross_val_predict(attacker, rows, truth, cv=folds, method="decision_function")
-    n, m = len(forgotten), len(others)
-    return 100.0 * float((rankdata(scores)[:n].sum() - n * (n + 1) / 2) / (n * m))
+    return 100.0 * auc(*torch.from_numpy(scores).split([len(forgotten), len(others)]))

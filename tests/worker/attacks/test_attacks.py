@@ -209,13 +209,13 @@ def test_true_positives_at_a_low_rate_of_false_ones() -> None:
 
 def test_balanced_accuracy_is_all_where_all_are_told_and_half_where_none_are() -> None:
     high, low = torch.rand(60, generator=seeded()) + 2, torch.rand(90, generator=seeded(1))
-    assert membership_sweep.balanced_accuracy(high, low, seeded()) == {"success": 120, "total": 120}
-    assert membership_sweep.balanced_accuracy(low, high, seeded()) == {
+    assert attacks.balanced_accuracy(high, low, seeded()) == {"success": 120, "total": 120}
+    assert attacks.balanced_accuracy(low, high, seeded()) == {
         "success": 120,
         "total": 120,
     }  # standing out below
     same = [torch.rand(400, generator=seeded(seed)) for seed in (2, 3)]
-    told = membership_sweep.balanced_accuracy(same[0], same[1], seeded())
+    told = attacks.balanced_accuracy(same[0], same[1], seeded())
     assert told["total"] == 800 and abs(told["success"] - 400) <= 57  # four standard deviations
 
 

@@ -105,6 +105,9 @@ def test_what_is_remembered_is_told_and_what_was_never_known_is_not() -> None:
 
 def test_what_was_forgotten_too_hard_stands_out_below() -> None:
     found = attacked(-4.0)
+    told = {row["measure"]: row for row in found["rows"] if "success" in row}
+    assert abs(told["lambda_above_1"]["success"] - 60) <= 16  # no ratio above 1 tells it
+    assert found["after"]["success"] >= 96 and found["after"]["total"] == 120
     below = next(row for row in found["rows"] if row.get("side") == "below" and row["rate"] == 5.0)
     assert found["rows"][0]["high"] < 0.5 and below["success"] >= 15
 
