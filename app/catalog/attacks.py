@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from app.catalog.families import CLASSIFIER, CLIP, DIFFUSION, GENERATORS, TEXT_TO_IMAGE, VISION_LANGUAGE
+from app.catalog.families import CLASSIFIER, CLIP, DIFFUSION, FAMILIES, GENERATORS, TEXT_TO_IMAGE, VISION_LANGUAGE
 from app.catalog.image_to_image import RESTORERS
 from app.catalog.types import Attack, Parameter
 
@@ -23,7 +23,7 @@ ATTACKS: Mapping[str, Attack] = MappingProxyType(
         "relearning": Attack(
             "Relearning",
             "Chundawat et al., IEEE TIFS 2023, arXiv 2201.05629",
-            (CLASSIFIER, DIFFUSION, CLIP, TEXT_TO_IMAGE, VISION_LANGUAGE),
+            tuple(FAMILIES),
             "lower",
             "Share of a forget set's half that is recognised after a few images of the other half were trained on again; the moment "
             "at which most are.",
@@ -51,7 +51,7 @@ ATTACKS: Mapping[str, Attack] = MappingProxyType(
         "quantised_copies": Attack(
             "Quantised copies",
             "Zhang et al., ICLR 2025, arXiv 2410.16454",
-            (CLASSIFIER, DIFFUSION, CLIP, TEXT_TO_IMAGE, VISION_LANGUAGE),
+            tuple(FAMILIES),
             "lower",
             "Share of the forget set that is recognised by a copy with rounded weights; the copy that recognises most.",
             {
