@@ -98,6 +98,7 @@ def test_what_cannot_be_attacked_is_refused_or_fails_with_a_code(running: Runnin
     client = running.client
     uploaded = client.upload_dataset(pictures.imagefolder([3], 3, seed=9), "forget")
     purged = forget(running, {"dataset": uploaded["id"]})
+    until(lambda: client.call("GET", f"/v1/requests/{purged['id']}")["forget_set_purged_at"], "the set is purged")
     with pytest.raises(Problem) as refusal:
         client.attack(purged["id"], ATTACKS)
     assert (refusal.value.status, refusal.value.type) == (409, "urn:lethe:problem:forget-set-purged")
