@@ -33,7 +33,14 @@ SHORT = {
 CASES = [
     (method, name) for method in METHODS for name, family in tiny.EVERY.items() if family in METHODS[method].families
 ]
-every_case = pytest.mark.parametrize(("method", "name"), CASES, ids=[f"{method}-{name}" for method, name in CASES])
+STANDS_FOR = ("sd_v", "sdxl", "flux")  # sd and sd3 stand for them where time is short
+every_case = pytest.mark.parametrize(
+    ("method", "name"),
+    [
+        pytest.param(method, name, id=f"{method}-{name}", marks=[pytest.mark.verify] if name in STANDS_FOR else [])
+        for method, name in CASES
+    ],
+)
 
 
 class Stop(Exception):
