@@ -27,7 +27,7 @@ SCOPES = {
     "checkpoints:retire": "erase what superseded and quarantined checkpoints of one's own models alone hold, for ever",
     "requests:create": "post deletion requests, and cancel or retry one's own",
     "requests:read": "read requests and jobs",
-    "requests:concept": "read the concept that a request names",
+    "requests:concept": "read the concept of one's own requests, and see what their versions drew; of everybody's with requests:admin",
     "requests:admin": "see and cancel everybody's requests",
     "requests:verify": "say whether who asked is who they say, for anybody's request",
     "requests:approve": "approve and deny requests of others, and extend any",

@@ -1,4 +1,4 @@
-"""Who may do what: every operation of the OpenAPI document x every role (and no key, an expired, a revoked one) x own and
+"""Who may do what: every operation of the OpenAPI document x every role and a key of chosen scopes (and no key, an expired, a revoked one) x own and
 others' things. A new operation needs a row in ROWS; nothing else here knows operations by name.
 """
 
@@ -19,7 +19,7 @@ from app.main import create_app
 from app.records import api_key as api_keys
 from app.records import job as jobs
 from app.records import request as requests
-from app.records.api_key import ROLES, ApiKey
+from app.records.api_key import CUSTOM, ROLES, ApiKey
 from app.records.checkpoint import Checkpoint, Status
 from app.records.dataset import Dataset
 from app.records.model import Model
@@ -33,6 +33,7 @@ from tests.app.api.deployed import (
     asked,
     attackable,
     build,
+    drawn_for_a_request,
     forget_set,
     forgotten,
     packed,
@@ -44,6 +45,7 @@ from tests.app.api.deployed import (
 OPEN = ""
 SEES_ALL = "requests:admin"
 CHANGES_ALL = "models:admin"
+CALLERS = {**ROLES, CUSTOM: ("models:read", "requests:create", "requests:read", "requests:concept")}
 _numbers = itertools.count()
 
 
@@ -154,6 +156,13 @@ def a_quarantined_version(world: World, owner: str) -> str:
     return str(forgotten(world, "overruled", Status.QUARANTINED)[0])
 
 
+def a_drawn_version(world: World, owner: str) -> str:
+    """Of a request that has the owner; in quarantine, so that it supersedes nothing."""
+    number, request_id = drawn_for_a_request(world, Status.QUARANTINED)
+    _given(world, requests.Request, request_id, owner)
+    return str(number)
+
+
 def a_retirable_version(world: World, owner: str) -> str:
     """Superseded, of a model that has the owner."""
     _owned(world, "retired", owner)
@@ -180,6 +189,7 @@ def sends(**options: Any) -> Callable[[World, str], dict[str, Any]]:
 
 IMAGES = {"content": pictures.imagefolder(seed=5), "headers": ZIP}
 DIGITS, VERSION = {"name": "digits"}, {"name": "digits", "number": "2"}
+DRAWN = {"name": "digits", "number": "{thing}", "picture": "grid.png"}
 QUANTISED = {"attacks": {"quantised_copies": {}}}
 MATCH = {"headers": {"If-Match": "*"}}
 FOREIGN: dict[str, Any] = {"foreign": 403, "over": CHANGES_ALL}
@@ -224,11 +234,9 @@ ROWS = {
     ("get", ALIASES + "/{alias}/history"): Row("audit:read", 200, an_alias, foreign=200, path=ALIAS),
     ("get", CHECKPOINTS): Row("models:read", 200, path=DIGITS),
     ("get", CHECKPOINTS + "/{number}"): Row("models:read", 200, path=VERSION),
-    ("get", CHECKPOINTS + "/{number}/report"): Row("models:read", 200, path=VERSION),
-    ("get", CHECKPOINTS + "/{number}/report.html"): Row("models:read", 200, path=VERSION),
-    ("get", CHECKPOINTS + "/{number}/pictures/{picture}"): Row(
-        "requests:concept", 200, path={**VERSION, "picture": "grid.png"}
-    ),
+    ("get", CHECKPOINTS + "/{number}/report"): Row("models:read", 200, a_drawn_version, foreign=200, path=DRAWN),
+    ("get", CHECKPOINTS + "/{number}/report.html"): Row("models:read", 200, a_drawn_version, foreign=200, path=DRAWN),
+    ("get", CHECKPOINTS + "/{number}/pictures/{picture}"): Row("requests:concept", 200, a_drawn_version, path=DRAWN),
     ("get", CHECKPOINTS + "/{number}/files/{path}"): Row("models:read", 200, path={**VERSION, "path": "config.json"}),
     ("get", CHECKPOINTS + "/{number}/archive"): Row("models:read", 200, path=VERSION),
     ("post", CHECKPOINTS + "/{number}/override"): Row(
@@ -324,12 +332,14 @@ def document(world: World) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def callers(world: World) -> dict[str, Caller]:
-    """One of each role."""
+    """One of each role, and one that reads the concepts of its own requests alone."""
     found = {}
     app = create_app(world.lethe)
-    for role, scopes in ROLES.items():
+    for role, scopes in CALLERS.items():
         with world.lethe.store.write() as session:
-            key, text = api_keys.issue(session, world.lethe.pepper, name=role, role=role, actor="test")
+            key, text = api_keys.issue(
+                session, world.lethe.pepper, name=role, role=role, actor="test", scopes=list(scopes)
+            )
         http = TestClient(app, headers={"Authorization": f"Bearer {text}"}, raise_server_exceptions=False)
         found[role] = Caller(http, key.actor, scopes)
     return found
