@@ -225,8 +225,10 @@ def test_versions_that_are_not_released_need_scope_and_reason_and_leave_a_trace(
         url, before = f"{BASE}/{number}/{path}", stored(world.lethe)
         refused(world.requester.get(url, params={"reason": "audit"}), 403, "missing-scope")
         refused(world.admin.get(url), 422, "reason-missing", "reason")
+        for blank in ("", " ", "\t\u00a0"):
+            refused(world.admin.get(url, params={"reason": blank}), 422, "invalid-input", "query.reason")
         assert stored(world.lethe) == before
-        answer = world.admin.get(url, params={"reason": "audit 7"})
+        answer = world.admin.get(url, params={"reason": " audit 7 "})
         assert answer.status_code == 200
         entries = audited(world, action="checkpoint.downloaded", resource=version["id"])
         assert entries[-1]["details"] == {"status": status, "reason": "audit 7"} and entries[-1]["actor"].startswith(
