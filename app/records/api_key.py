@@ -34,7 +34,7 @@ SCOPES = {
     "requests:reopen": "roll an alias of any model back, also behind a completed request, which un-forgets someone and reopens it",
     "requests:hold": "put a request under legal hold, so that nothing of it is purged, and lift the hold",
     "audit:read": "read and export the audit of everything, and the moves of aliases",
-    "keys:write": "make, rotate and revoke keys",
+    "keys:write": "make, rotate and revoke keys that have no scope which this one lacks",
 }
 ROLES: dict[str, tuple[str, ...]] = {
     "admin": tuple(SCOPES),
