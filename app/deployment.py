@@ -1,9 +1,10 @@
-"""What a server process holds: its settings, the database, the blobs, the keys, the bell and the decoders."""
+"""What a server process holds: its settings, the database, the blobs, the keys, the bell, the decoders and room for bodies."""
 
 from dataclasses import dataclass
 
 from celery import Celery
 
+from app.bodies import Bodies
 from app.decoding import Decoders
 from app.privacy.sealing import Keyring
 from app.queue import make_celery
@@ -20,6 +21,7 @@ class Deployment:
     keyring: Keyring
     celery: Celery
     decoders: Decoders
+    bodies: Bodies
 
     @property
     def pepper(self) -> bytes:
@@ -36,4 +38,5 @@ def deploy(settings: Settings) -> Deployment:
         keyring=Keyring(settings.key_root, settings.master_key_file),
         celery=make_celery(settings),
         decoders=Decoders(settings),
+        bodies=Bodies(settings),
     )

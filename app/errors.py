@@ -16,6 +16,7 @@
     |- TooManyRequests       429     more calls than the key or the address may make
     |- StorageExhausted      507     no room for what was sent; nothing was kept
     |- Unavailable           503     a dependency is away; try again
+    |- Busy                  503     as many large bodies in memory as there may be; try again
     JobError                          why a job ended: a code, and whether another attempt may help
     |- LeaseLost                      another worker has the job; this one must not write
     |- Stopped                        cancelled, or asked to drain
@@ -201,6 +202,18 @@ class Unavailable(LetheError):
 
     def __init__(self, what: str) -> None:
         super().__init__(f"{what} does not answer.", code="unavailable", headers={"Retry-After": "5"})
+
+
+class Busy(LetheError):
+    status_of_class = 503
+    title_of_class = "Not now"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The server holds as many large bodies as it may (LETHE_LARGE_BODIES): send this again after Retry-After.",
+            code="too-many-bodies",
+            headers={"Retry-After": "5"},
+        )
 
 
 class JobError(Exception):

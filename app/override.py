@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from app.deployment import Deployment
 from app.errors import NotFound, PreconditionFailed, Refused
 from app.idempotency import UNKEYED, Once
+from app.preconditions import matches
 from app.privacy import purge
 from app.records import checkpoint as checkpoints
 from app.records import held_tombstone as held_tombstones
@@ -53,7 +54,7 @@ def override(lethe: Deployment, decision: Decision, once: Once = UNKEYED) -> str
     with lethe.store.write() as session:
         once.claim(session)
         version, request = _held(session, decision.model, decision.version)
-        if not _matches(decision.if_match, version):
+        if not matches(decision.if_match, etag(version)):
             raise PreconditionFailed
         _refuse_unless_quarantined(version, request)
         assert request is not None
@@ -110,11 +111,6 @@ def _held(session: Session, name: str, number: int) -> tuple[Checkpoint, Request
         )
     session.refresh(found)
     return found, request
-
-
-def _matches(if_match: str, version: Checkpoint) -> bool:
-    tags = [tag.strip() for tag in if_match.split(",")]
-    return tags == ["*"] or etag(version) in tags
 
 
 def _refuse_unless_quarantined(version: Checkpoint, request: Request | None) -> None:

@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 from app.deployment import Deployment
 from app.errors import Forbidden, NotFound, PreconditionFailed, Refused
 from app.idempotency import UNKEYED, Once
+from app.preconditions import matches
 from app.records import alias as aliases
 from app.records import alias_move
 from app.records import checkpoint as checkpoints
@@ -102,9 +103,8 @@ def _locked(lethe: Deployment, step: Step, once: Once = UNKEYED) -> Iterator[tup
             raise NotFound("model")
         alias = aliases.find(session, model.id, step.alias)
         if alias is not None and step.if_match is not None:
-            tags = [tag.strip() for tag in step.if_match.split(",")]
             present = etag(alias.move_id, checkpoints.statuses(session, model.id)[alias.version])
-            if tags != ["*"] and present not in tags:
+            if not matches(step.if_match, present):
                 raise PreconditionFailed
         yield session, model.id, alias
 

@@ -79,7 +79,9 @@ class Figure(_Part):
         description="The rule did not count for the verdict: it needs a retrained network, the request names none, and another "
         "rule on forgetting was met.",
     )
-    by_label: dict[str, float] | None = Field(None, description="Per label; only with the scope requests:concept.")
+    by_label: dict[str, float] | None = Field(
+        None, description="Per label; only for the key that asked and with requests:admin, each with requests:concept."
+    )
     n_real: int | None = Field(None, description="Real images that the n generated ones are compared with.")
     by_context: dict[str, float] | None = Field(
         None, description="Per context, by its position in the evaluation's `contexts`."
@@ -279,7 +281,7 @@ class Report(_Part):
     not_tested: list[str]
     pictures: list[str] = Field(
         [],
-        description="PNGs beside it; they need the scope requests:concept. Those that show images (grid.png, prompts.png) are "
+        description="PNGs beside it; they need the scope requests:concept, and requests:admin where another key asked. Those that show images (grid.png, prompts.png) are "
         "erased in time and answer 410 then; their names stay here.",
     )
 

@@ -25,6 +25,7 @@ from app.deployment import Deployment
 from app.errors import NotFound, PreconditionFailed, Refused
 from app.idempotency import UNKEYED, Once
 from app.override import etag
+from app.preconditions import matches
 from app.privacy import purge
 from app.records import checkpoint as checkpoints
 from app.records import erasure as erasures
@@ -126,10 +127,8 @@ def _choose(session: Session, order: Order) -> Choice:
     named = checkpoints.find(session, model.id, order.version) if model and order.version is not None else None
     if model is None or (order.version is not None and named is None):
         raise NotFound("checkpoint" if model else "model")
-    if named is not None and order.if_match is not None:
-        tags = [tag.strip() for tag in order.if_match.split(",")]
-        if tags != ["*"] and etag(named) not in tags:
-            raise PreconditionFailed
+    if named is not None and order.if_match is not None and not matches(order.if_match, etag(named)):
+        raise PreconditionFailed
     return chosen(session, model, named, order.quarantined)
 
 

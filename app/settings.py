@@ -54,6 +54,17 @@ class Settings(BaseSettings):
     max_forget_bytes: int = Field(
         256 << 20, gt=0, description="Largest upload of role forget (held in memory, never on disk)."
     )
+    large_bodies: int = Field(
+        8,
+        gt=0,
+        description="Most large bodies that are held in memory at a time: uploads of role forget, and JSON of more than 1 MiB; "
+        "further ones are answered 503.",
+    )
+    body_seconds: float = Field(
+        300.0,
+        gt=0,
+        description="How long a body that is held in memory may take to come: an upload of role forget, or JSON.",
+    )
     max_entries: int = Field(200_000, gt=0, description="Most entries in an archive.")
     max_pixels: int = Field(50_000_000, gt=0, description="Most pixels in one image.")
     decoders: int = Field(4, gt=0, description="Most uploads that are decoded at a time; more wait.")

@@ -10,7 +10,8 @@ from app.api.dependencies import After, Lethe, Limit, Page, Text, moment, need, 
 from app.api.once import Idempotent, tell
 from app.api.openapi import refusals
 from app.deployment import Deployment
-from app.errors import NotFound, Refused
+from app.errors import NotFound
+from app.preconditions import precondition_required
 from app.promotion import REOPEN, Step
 from app.records import alias as aliases
 from app.records import alias_move
@@ -116,7 +117,7 @@ def set_alias(
     and is not `head`. Setting it to the version that it has changes nothing. 403 `not-owner` for a model of another key."""
     only_new = if_none_match is not None and if_none_match.strip() == "*"
     if if_match is None and not only_new:
-        raise _precondition("It must name the alias's ETag, or If-None-Match: * must create it.")
+        raise precondition_required("alias", ", or If-None-Match: * must create it")
     step = Step(name, alias, body.reason, key.actor, if_match)
     if promotion.set_alias(lethe, step, body.version, only_new):
         response.status_code = 201
@@ -135,7 +136,7 @@ def remove_alias(
 ) -> None:
     """Take an alias away. Needs If-Match with its ETag; its moves stay. 403 `not-owner` for a model of another key."""
     if if_match is None:
-        raise _precondition("It must name the alias's ETag.")
+        raise precondition_required("alias")
     promotion.remove_alias(lethe, Step(name, alias, reason, key.actor, if_match))
 
 
@@ -155,7 +156,7 @@ def roll_back(
     `reopened` until no alias points at a version that lacks it. Needs If-Match with the alias's ETag: of two rollbacks at once
     one is refused (412). `If-Match: *` takes it back wherever it stands."""
     if if_match is None:
-        raise _precondition("It must name the alias's ETag, or be * to roll back wherever it stands.")
+        raise precondition_required("alias", ", or be * to roll back wherever it stands")
     step = Step(name, alias, body.reason, key.actor, if_match)
     may_reopen = REOPEN in key.scopes
     move_id = once.made(lambda: promotion.roll_back(lethe, step, body.to_version, may_reopen, once))
@@ -183,10 +184,6 @@ def list_moves(
         raise NotFound("alias")
     page = paged(found, limit, lambda move: str(move.id), request, response)
     return {**page, "data": [_moved(move) for move in page["data"]]}
-
-
-def _precondition(rule: str) -> Refused:
-    return Refused("precondition-required", "If-Match", rule, "GET the alias first.", 428)
 
 
 def _one(lethe: Deployment, name: str, alias_name: str, response: Response) -> dict[str, Any]:

@@ -109,7 +109,7 @@ def shown(lethe: Deployment, name: str, number: str, response: Response) -> dict
 def get_report(name: str, number: str, lethe: Lethe, key: Reader) -> dict[str, Any]:
     """What was measured before and after, with intervals, targets, thresholds, n, evaluators and the verdict. Its schema
     stands at /v1/schemas/report."""
-    return _report(find_checkpoint(lethe, name, number)[1], key)
+    return _report(lethe, find_checkpoint(lethe, name, number)[1], key)
 
 
 @router.get(
@@ -118,13 +118,13 @@ def get_report(name: str, number: str, lethe: Lethe, key: Reader) -> dict[str, A
     responses={200: {"description": "The page.", "content": {"text/html": {"schema": {"type": "string"}}}}},
 )
 def get_report_page(name: str, number: str, lethe: Lethe, key: Reader) -> Response:
-    """The report as one page that needs nothing else: no script, no link, pictures within. Pictures need the scope
-    requests:concept; what was asked is shown to the key that asked, and with requests:admin."""
+    """The report as one page that needs nothing else: no script, no link, pictures within. What was asked is shown to the key
+    that asked, and with requests:admin; pictures need the scope requests:concept besides."""
     model, checkpoint, family = find_checkpoint(lethe, name, number)
-    document = _report(checkpoint, key)
-    pictures, erased = _pictures(lethe, checkpoint) if "requests:concept" in key.scopes else (None, [])
+    document = _report(lethe, checkpoint, key)
+    pictures, erased = _pictures(lethe, checkpoint) if _shows_concept(lethe, checkpoint, key) else (None, [])
+    request = _request(lethe, checkpoint)
     with lethe.store.read() as session:
-        request = session.get(Request, checkpoint.request_id) if checkpoint.request_id else None
         job = session.get(Job, checkpoint.job_id) if checkpoint.job_id else None
     version = report_page.Version(
         model=model.name,
@@ -142,7 +142,7 @@ def get_report_page(name: str, number: str, lethe: Lethe, key: Reader) -> Respon
 
 def _asked(request: Request | None, job: Job | None, key: ApiKey) -> report_page.Asked | None:
     """What the key may know of the request behind a version, and of the job that made it."""
-    if request is None or job is None or (request.created_by != key.actor and "requests:admin" not in key.scopes):
+    if request is None or job is None or not _sees(request, key):
         return None
     return report_page.Asked(
         id=request.id,
@@ -155,7 +155,21 @@ def _asked(request: Request | None, job: Job | None, key: ApiKey) -> report_page
     )
 
 
-def _report(checkpoint: Checkpoint, key: ApiKey) -> dict[str, Any]:
+def _shows_concept(lethe: Deployment, checkpoint: Checkpoint, key: ApiKey) -> bool:
+    """Whether the key may know what the version was to forget."""
+    return "requests:concept" in key.scopes and _sees(_request(lethe, checkpoint), key)
+
+
+def _sees(request: Request | None, key: ApiKey) -> bool:
+    return "requests:admin" in key.scopes or (request is not None and request.created_by == key.actor)
+
+
+def _request(lethe: Deployment, checkpoint: Checkpoint) -> Request | None:
+    with lethe.store.read() as session:
+        return session.get(Request, checkpoint.request_id) if checkpoint.request_id else None
+
+
+def _report(lethe: Deployment, checkpoint: Checkpoint, key: ApiKey) -> dict[str, Any]:
     """As far as the key may know it."""
     report = checkpoint.report
     if not report:
@@ -164,7 +178,7 @@ def _report(checkpoint: Checkpoint, key: ApiKey) -> dict[str, Any]:
         told = ("at", "code", "by", "reason") if "audit:read" in key.scopes else ("at", "code")
         override = {**checkpoint.override, "at": moment(checkpoint.override["at"])}
         report = {**report, "override": {name: override[name] for name in told}}
-    if "requests:concept" not in key.scopes:  # figures by label would tell which one was to be forgotten
+    if not _shows_concept(lethe, checkpoint, key):  # figures by label would tell which one was to be forgotten
         hidden = [{name: value for name, value in row.items() if name != "by_label"} for row in report["figures"]]
         return {**report, "figures": hidden}
     return report
@@ -182,11 +196,11 @@ def _report(checkpoint: Checkpoint, key: ApiKey) -> dict[str, Any]:
     },
 )
 def get_picture(name: str, number: str, picture: str, lethe: Lethe, key: Concept) -> Response:
-    """A PNG of the report. It shows what was to be forgotten, so it needs the scope requests:concept. One that shows images is
-    erased once its version is superseded or retired, the version that it was made from is retired, or nobody can release it
-    any more; curves stay."""
+    """A PNG of the report. It shows what was to be forgotten, so it needs the scope requests:concept, and requests:admin where
+    another key asked (404 without). One that shows images is erased once its version is superseded or retired, the version that
+    it was made from is retired, or nobody can release it any more; curves stay."""
     checkpoint = find_checkpoint(lethe, name, number)[1]
-    if picture not in checkpoint.report.get("pictures", []):
+    if not _shows_concept(lethe, checkpoint, key) or picture not in checkpoint.report.get("pictures", []):
         raise NotFound("picture")
     return Response(_picture(lethe, checkpoint, picture), media_type="image/png")
 

@@ -2,6 +2,8 @@
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Annotated, Any, BinaryIO
 
 from fastapi import APIRouter, Depends, Query, Request, Response
@@ -89,8 +91,9 @@ async def upload(
     if once is UNKEYED:  # else the name is taken when this is sent again
         await run_in_threadpool(check_name, lethe, role, name)
     limit = lethe.settings.max_forget_bytes if role == Role.FORGET else lethe.settings.max_upload_bytes
-    with _memory() if role == Role.FORGET else tempfile.TemporaryFile(dir=scratch(lethe)) as body:
-        await receive(request, body, limit, once)
+    with _memory(lethe) if role == Role.FORGET else tempfile.TemporaryFile(dir=scratch(lethe)) as body:
+        with lethe.bodies.in_time(lethe.bodies.seconds) if role == Role.FORGET else nullcontext():
+            await receive(request, body, limit, once)
 
         def register() -> str:
             check_name(lethe, role, name)
@@ -102,9 +105,11 @@ async def upload(
     return await run_in_threadpool(get_dataset, dataset_id, lethe, key)
 
 
-def _memory() -> BinaryIO:
-    """A file that is on no disk, and that the decoding process can be given."""
-    return open(os.memfd_create("upload"), "w+b")
+@contextmanager
+def _memory(lethe: Deployment) -> Iterator[BinaryIO]:
+    """A file that is on no disk, and that the decoding process can be given; Busy when there are as many as may be."""
+    with lethe.bodies.slot(), open(os.memfd_create("upload"), "w+b") as body:
+        yield body
 
 
 async def receive(request: Request, body: BinaryIO, limit: int, once: Once) -> int:

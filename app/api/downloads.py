@@ -11,6 +11,7 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from app import weights
+from app.api.aliases import Reason
 from app.api.checkpoints import Reader, find_checkpoint, manifest_of
 from app.api.conditional import names
 from app.api.dependencies import Lethe
@@ -26,7 +27,7 @@ from app.weights.manifest import File
 
 router = APIRouter(prefix="/v1/models/{name}/checkpoints", tags=["checkpoints"])
 WHY = "Why a superseded or quarantined version is needed; kept in the audit for ever, in plain: name no person."
-Reason = Annotated[str | None, Query(max_length=500, description=WHY)]
+Why = Annotated[Reason | None, Query(description=WHY)]
 _RANGE = re.compile(r"bytes=([0-9]*)-([0-9]*)", re.IGNORECASE)
 _DIGITS = 30  # no file is longer, and no conversion of a header is dear
 _BINARY = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
@@ -50,7 +51,7 @@ def get_file(
     path: str,
     lethe: Lethe,
     key: Reader,
-    reason: Reason = None,
+    reason: Why = None,
     range_: Annotated[str | None, Header(alias="Range")] = None,
     if_none_match: Annotated[str | None, Header()] = None,
     if_range: Annotated[str | None, Header()] = None,
@@ -92,7 +93,7 @@ def get_file(
         **refusals(410),
     },
 )
-def get_archive(name: str, number: str, lethe: Lethe, key: Reader, reason: Reason = None) -> Response:
+def get_archive(name: str, number: str, lethe: Lethe, key: Reader, reason: Why = None) -> Response:
     """The whole directory as a zip, streamed; unpack it and open it with plain `from_pretrained`."""
     model, checkpoint, _ = find_checkpoint(lethe, name, number)
     manifest = manifest_of(lethe, checkpoint)
@@ -108,7 +109,7 @@ def _admit(key: ApiKey, checkpoint: Checkpoint, reason: str | None) -> None:
         return
     if "checkpoints:superseded" not in key.scopes:
         raise Forbidden("checkpoints:superseded")
-    if not reason:
+    if reason is None:
         raise Refused(
             "reason-missing",
             "reason",

@@ -124,11 +124,12 @@ def list_keys(
 
 @router.delete("/{key_id}", status_code=204)
 def revoke_key(key_id: str, lethe: Lethe, key: Admin) -> None:
-    """Revoke a key for good, with both of its secrets."""
+    """Revoke a key for good, with both of its secrets. A key revokes none with scopes that it lacks."""
     with lethe.store.write() as session:
         found = session.get(ApiKey, key_id)
         if found is None:
             raise NotFound("key")
+        _refuse_more(found.scopes, key)
         api_keys.revoke(session, found, key.actor)
 
 

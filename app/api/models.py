@@ -29,6 +29,7 @@ from app.catalog.types import Rule
 from app.deployment import Deployment
 from app.errors import Forbidden, NotFound, PreconditionFailed, Refused
 from app.evaluators import resolve_evaluators
+from app.preconditions import matches, precondition_required
 from app.recipe import check_evaluation, check_ladder, check_policy, policy_warnings
 from app.records import api_key as api_keys
 from app.records import checkpoint as checkpoints
@@ -291,17 +292,14 @@ def change_model(
     owner. Needs If-Match with the model's ETag. Where labels come from the sets, those of a new set are appended; none is
     ever taken away, so each keeps its number. 403 `not-owner` for a model of another key."""
     if if_match is None:
-        raise Refused(
-            "precondition-required", "If-Match", "It must name the model's ETag.", "GET the model first.", 428
-        )
+        raise precondition_required("model")
     with lethe.store.read() as session:
         model = _find(session, name)
     changes = _changes(lethe, model, body, key)
     with lethe.store.write() as session:
         model = session.get_one(Model, model.id, with_for_update=True)
         refuse_foreign(model, key)  # it may have been handed over since
-        tags = [tag.strip() for tag in if_match.split(",")]
-        if tags != ["*"] and _etag(model, checkpoints.head(session, model.id).number) not in tags:
+        if not matches(if_match, _etag(model, checkpoints.head(session, model.id).number)):
             raise PreconditionFailed
         if "labels" in changes:  # another change may have appended some since they were read
             changes["labels"] = list(dict.fromkeys([*model.labels, *changes["labels"]]))

@@ -12,6 +12,7 @@ _WHEN = {
     403: "The key lacks the scope that the operation needs; or the model or set is another key's; or the key made the request "
     "that it would decide on.",
     404: "There is no such thing, or the key may not see it.",
+    408: "The body is not whole in time: it is held in memory until it is.",
     409: "The present state does not allow it.",
     410: "It is erased for ever: the weights of a retired version, or a picture that showed images. The report stays.",
     412: "If-Match names another version than the present one, or If-None-Match: * one that exists.",
@@ -21,7 +22,7 @@ _WHEN = {
     422: "The input breaks a rule: `errors` names field, rule and remedy. Nothing was stored.",
     428: "If-Match is missing; or, for what is new, If-None-Match: *.",
     429: "More calls than the key, or an address without a valid key, may make; Retry-After and RateLimit tell when to go on.",
-    503: "A dependency does not answer; try again after Retry-After.",
+    503: "A dependency does not answer, or there is no room for another large body; try again after Retry-After.",
     507: "There is no room for what was sent. Nothing was stored.",
 }
 _TITLES = {
@@ -29,6 +30,7 @@ _TITLES = {
     401: ("No valid key", "unauthorized"),
     403: ("Not allowed", "missing-scope"),
     404: ("Not found", "not-found"),
+    408: ("Refused", "body-time"),
     409: ("Conflict", "conflict"),
     410: ("Gone", "version-retired"),
     412: ("Changed meanwhile", "precondition-failed"),
@@ -81,7 +83,7 @@ def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def describe(app: FastAPI) -> None:
-    """Make `app.openapi` add the schema, and 400, 401, 403, 404, 415, 422 and 429 to the operations where they occur."""
+    """Make `app.openapi` add the schema, and 400, 401, 403, 404, 408, 415, 422, 429 and 503 to the operations where they occur."""
     plain = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -129,7 +131,7 @@ def _found(path: str, operation: dict[str, Any]) -> list[int]:
     if "{" in path:
         found.append(404)
     if body:
-        found += [413, 415, 422]
+        found += [408, 413, 415, 422, 503]
     named = any(parameter["in"] == "query" for parameter in parameters)
     if "application/json" in body or named or "{" in path:
         found.append(400)

@@ -11,8 +11,8 @@ from app.api.checkpoints import CheckpointOut, find_checkpoint, shown
 from app.api.dependencies import Lethe, need
 from app.api.once import Idempotent, tell
 from app.api.openapi import refusals
-from app.errors import Refused
 from app.override import OVERRIDE, Code, Decision
+from app.preconditions import precondition_required
 from app.records.api_key import ApiKey
 
 router = APIRouter(prefix="/v1/models/{name}/checkpoints", tags=["checkpoints"])
@@ -47,9 +47,7 @@ def override_verdict(
     quarantined, its request ended otherwise, the head is no more its parent, a job of the model runs, or the forget set was
     purged."""
     if if_match is None:
-        raise Refused(
-            "precondition-required", "If-Match", "It must name the version's ETag.", "GET the version first.", 428
-        )
+        raise precondition_required("version")
     model, version, _ = find_checkpoint(lethe, name, number)
     decision = Decision(model.id, version.number, body.code, body.reason, key.actor, if_match)
     once.made(lambda: override.override(lethe, decision, once))

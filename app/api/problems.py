@@ -19,7 +19,7 @@ from app.api.conditional import Conditional
 from app.api.edge import Edge
 from app.api.gate import Gate
 from app.deployment import Deployment
-from app.errors import StorageExhausted, Unavailable
+from app.errors import LetheError, StorageExhausted, Unavailable
 from app.privacy.sealing import KeyringUnusable
 from app.storage import StorageFull
 
@@ -50,7 +50,7 @@ def install(app: FastAPI, lethe: Deployment) -> None:
         app.add_exception_handler(kind, handler)
     app.add_middleware(Conditional)
     app.add_middleware(Gate, lethe=lethe)
-    app.add_middleware(Edge, answer=handler, https=lethe.settings.https)
+    app.add_middleware(Edge, answer=handler, lethe=lethe)
 
 
 def document_of(request: Request, error: Exception) -> dict[str, Any]:
@@ -92,7 +92,9 @@ def _shown(part: object) -> str:
 
 
 def _http(handler: Any, request: Request, error: HTTPException) -> Problem:
-    """Starlette's own errors."""
+    """Starlette's own errors, and as what FastAPI raises ours of a body on its way."""
+    if isinstance(error.__cause__, LetheError):
+        return error.__cause__
     headers = dict(error.headers) if error.headers else None
     if error.status_code == 400:
         return _problem("The body is not JSON.", "not-json", 400, [_NOT_JSON])

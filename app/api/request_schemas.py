@@ -61,7 +61,7 @@ class RequestIn(BaseModel):
     concept: Text | None = Field(
         None,
         max_length=500,
-        description="What this is about. Sealed; shown only to keys with requests:concept. For families of texts it is a rule, too: what names it, by label or caption, is not kept; and without `forget` it selects the samples.",
+        description="What this is about. Sealed; shown only with requests:concept to the key that asked, and with requests:admin. For families of texts it is a rule, too: what names it, by label or caption, is not kept; and without `forget` it selects the samples.",
     )
     forget: Forget | None = Field(None, description="Needed unless the concept alone says what to forget.")
     generate: Generate = Field(

@@ -10,7 +10,8 @@ from app.api.checkpoints import CheckpointOut, find_checkpoint, shown
 from app.api.dependencies import Lethe, need_own
 from app.api.once import Idempotent, tell
 from app.api.openapi import refusals
-from app.errors import NotFound, Refused
+from app.errors import NotFound
+from app.preconditions import precondition_required
 from app.records import erasure as erasures
 from app.records import model as models
 from app.records.api_key import ApiKey
@@ -70,9 +71,7 @@ def retire_version(
     retired, an alias points at it, a job that reads the model runs, a queued attack needs it, or its request could still be retried or overruled
     and `quarantined` is not true; 403 `not-owner` for a model of another key."""
     if if_match is None:
-        raise Refused(
-            "precondition-required", "If-Match", "It must name the version's ETag.", "GET the version first.", 428
-        )
+        raise precondition_required("version")
     model, version, _ = find_checkpoint(lethe, name, number)
     order = Order(model.id, version.number, body.code, body.quarantined, key.actor, if_match)
     once.made(lambda: retirement.retire(lethe, order, once))

@@ -171,7 +171,7 @@ def set_pieces(pictures: Iterable[Iterable[bytes]], index: Callable[[], dict[str
 
 
 def read_index(source: bytes | BinaryIO) -> dict[str, Any]:
-    """The index of a set that `write_set` wrote, without touching its images."""
+    """The index of a set that `set_pieces` made, without touching its images."""
     with zipfile.ZipFile(_seekable(source)) as archive:
         return _index(archive)
 

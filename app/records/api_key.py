@@ -27,14 +27,14 @@ SCOPES = {
     "checkpoints:retire": "erase what superseded and quarantined checkpoints of one's own models alone hold, for ever",
     "requests:create": "post deletion requests, and cancel or retry one's own",
     "requests:read": "read requests and jobs",
-    "requests:concept": "read the concept that a request names",
+    "requests:concept": "read the concept of one's own requests, and see what their versions drew; of everybody's with requests:admin",
     "requests:admin": "see and cancel everybody's requests",
     "requests:verify": "say whether who asked is who they say, for anybody's request",
     "requests:approve": "approve and deny requests of others, and extend any",
     "requests:reopen": "roll an alias of any model back, also behind a completed request, which un-forgets someone and reopens it",
     "requests:hold": "put a request under legal hold, so that nothing of it is purged, and lift the hold",
     "audit:read": "read and export the audit of everything, and the moves of aliases",
-    "keys:write": "make, rotate and revoke keys",
+    "keys:write": "make, rotate and revoke keys that have no scope which this one lacks",
 }
 ROLES: dict[str, tuple[str, ...]] = {
     "admin": tuple(SCOPES),

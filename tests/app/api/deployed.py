@@ -177,6 +177,24 @@ def forgotten(world: World, name: str, status: Status = Status.RELEASED) -> tupl
     return version.number, request_id
 
 
+def drawn_for_a_request(world: World, status: Status) -> tuple[int, str]:
+    """A version of `digits` as a request makes it, whose report has a grid. Its number, and the request."""
+    number, request_id = forgotten(world, "digits", status)
+    with world.lethe.store.write() as session:
+        found = session.get_one(Checkpoint, version(world, number).id)
+        keep_grid(world.lethe, found, pictures.png(number))
+        found.report = {**found.report, "pictures": ["grid.png"]}
+    return number, request_id
+
+
+def version(world: World, number: int) -> Checkpoint:
+    with world.lethe.store.read() as session:
+        model = models.find(session, "digits")
+        found = checkpoints.find(session, model.id, number) if model else None
+    assert found is not None
+    return found
+
+
 def attackable(world: World, **body: Any) -> str:
     """A request with a version that changed nothing, in quarantine: no one's parent. Its job has not run."""
     request_id = str(asked(world.admin, **body)["id"])

@@ -74,6 +74,24 @@ def test_figures_by_label_are_for_keys_that_may_know_the_concept(world: World, t
     assert shown["by_label"] == {"3": 0.0} and hidden == {name: row[name] for name in row if name != "by_label"}
 
 
+def test_a_key_for_its_own_concepts_sees_nothing_of_what_another_asked(world: World, tmp_path: Path) -> None:
+    """No role is such a key: each that has requests:concept has requests:admin, too."""
+    scopes = ["models:read", "requests:create", "requests:read", "requests:concept"]
+    made = world.admin.post("/v1/keys", json={"name": "own concepts", "scopes": scopes}).json()
+    auth = {"Authorization": f"Bearer {made['key']}"}
+    document = {"model": "digits", "forget": {"samples": ["0/0"]}, "method": "salun"}
+    mine = world.admin.post("/v1/requests", json=document, headers=auth).json()
+    row = reports.figure("per_class_accuracy", 90.0, by_label={"3": 0.0})
+    for request, own in ((mine, True), (asked(world.stranger), False)):
+        document = reports.report(row, pictures=["grid.png"])
+        number, _ = add_version(world, tmp_path, report=document, request_id=request["id"])
+        picture = world.admin.get(f"{BASE}/{number}/pictures/grid.png", headers=auth)
+        page = world.admin.get(f"{BASE}/{number}/report.html", headers=auth)
+        (shown,) = world.admin.get(f"{BASE}/{number}/report", headers=auth).json()["figures"]
+        assert ("by_label" in shown) == ("<img" in page.text) == own
+        assert picture.content.startswith(b"\x89PNG") if own else refused(picture, 404, "not-found")
+
+
 def test_a_report_is_served_as_it_was_stored_and_meets_the_published_schema(world: World, tmp_path: Path) -> None:
     stored_report = reports.of_a_generator(later="a field of another version")
     number, _ = add_version(world, tmp_path, report=stored_report)
@@ -207,8 +225,10 @@ def test_versions_that_are_not_released_need_scope_and_reason_and_leave_a_trace(
         url, before = f"{BASE}/{number}/{path}", stored(world.lethe)
         refused(world.requester.get(url, params={"reason": "audit"}), 403, "missing-scope")
         refused(world.admin.get(url), 422, "reason-missing", "reason")
+        for blank in ("", " ", "\t\u00a0"):
+            refused(world.admin.get(url, params={"reason": blank}), 422, "invalid-input", "query.reason")
         assert stored(world.lethe) == before
-        answer = world.admin.get(url, params={"reason": "audit 7"})
+        answer = world.admin.get(url, params={"reason": " audit 7 "})
         assert answer.status_code == 200
         entries = audited(world, action="checkpoint.downloaded", resource=version["id"])
         assert entries[-1]["details"] == {"status": status, "reason": "audit 7"} and entries[-1]["actor"].startswith(

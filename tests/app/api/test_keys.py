@@ -150,6 +150,18 @@ def test_a_key_rotates_none_with_scopes_that_it_lacks(world: World) -> None:
     assert world.admin.post(f"/v1/keys/{reader['id']}/rotate", json={}, headers=bearer).status_code == 200
 
 
+def test_a_key_revokes_none_with_scopes_that_it_lacks_but_itself_always(world: World) -> None:
+    clerk = make(world, scopes=["keys:write", "models:read"]).json()
+    admin, reader = make(world, role="admin").json(), make(world, scopes=["models:read"]).json()
+    before = stored(world.lethe)
+    refused(world.admin.delete(f"/v1/keys/{admin['id']}", headers=bearer(clerk["key"])), 403, "missing-scope")
+    assert stored(world.lethe) == before and opens(world, admin["key"])
+    for each in (reader, clerk):
+        assert world.admin.delete(f"/v1/keys/{each['id']}", headers=bearer(clerk["key"])).status_code == 204
+        assert not opens(world, each["key"])
+    refused(world.admin.delete(f"/v1/keys/{reader['id']}", headers=bearer(clerk["key"])), 401, "unauthorized")
+
+
 @pytest.mark.parametrize(
     "body",
     [

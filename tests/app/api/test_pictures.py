@@ -11,13 +11,12 @@ from sqlalchemy import update
 from app import returned_keys, sweeper
 from app.records import checkpoint as checkpoints
 from app.records import intent as intents
-from app.records import model as models
 from app.records import request as requests
-from app.records.checkpoint import Checkpoint, Status
+from app.records.checkpoint import Status
 from app.records.request import Request
 from app.report import IMAGES
 from tests import pictures, reports
-from tests.app.api.deployed import World, add_version, audited, forgotten, keep_grid, refused
+from tests.app.api.deployed import World, add_version, audited, drawn_for_a_request, forgotten, refused, version
 
 PATH = "/v1/models/digits/checkpoints"
 PNG = b"\x89PNG"
@@ -29,24 +28,6 @@ def drawn(world: World, folder: Path, status: Status = Status.RELEASED, supersed
     number, _ = add_version(world, folder, status, supersede, reports.report(pictures=["front.png", "grid.png"]))
     world.lethe.blobs.put(f"pictures/{version(world, number).stem}/front.png", pictures.png(number))
     return number
-
-
-def drawn_for_a_request(world: World, status: Status) -> tuple[int, str]:
-    """The same as a request's version."""
-    number, request_id = forgotten(world, "digits", status)
-    with world.lethe.store.write() as session:
-        found = session.get_one(Checkpoint, version(world, number).id)
-        keep_grid(world.lethe, found, pictures.png(number))
-        found.report = {**found.report, "pictures": ["grid.png"]}
-    return number, request_id
-
-
-def version(world: World, number: int) -> Checkpoint:
-    with world.lethe.store.read() as session:
-        model = models.find(session, "digits")
-        found = checkpoints.find(session, model.id, number) if model else None
-    assert found is not None
-    return found
 
 
 def kept(world: World, number: int) -> tuple[bool, bool, bool]:
