@@ -36,8 +36,8 @@ include-path-regex = "^/v1/(requests|jobs)/"
 parameters = {{ "path.request_id" = "{request}", "path.job_id" = "{job}" }}
 """
 ENDLESS = "/events/stream$"
-EXAMPLES = 40  # for each operation, beside those that cover each rule of its schema: with all roles, hundreds
-EXAMPLES_OF_ADMIN = 100  # the one key that no scope stops
+EXAMPLES = 20  # for each operation, beside those that cover each rule of its schema: with all roles, hundreds
+EXAMPLES_OF_ADMIN = 60  # the one key that no scope stops
 
 
 @pytest.mark.verify
