@@ -8,6 +8,7 @@ import hashlib
 
 from app.deployment import Deployment
 from app.errors import NotFound, Refused
+from app.privacy.purge import drop_label_figures
 from app.records import history
 from app.records.request import KEPT, Request
 
@@ -28,6 +29,7 @@ def erase_named(lethe: Deployment, request_id: str, code: str, actor: str = "ope
         if not request.sealed:
             return False
         request.sealed, request.fingerprint = b"", None
+        drop_label_figures(session, request_id)
         details = {"code": code, "key": hashlib.sha256(request.key_id.encode()).hexdigest()}
         history.write(session, actor, "request.named_erased", request_id, request_id, details)
     return True

@@ -79,7 +79,10 @@ class Figure(_Part):
         description="The rule did not count for the verdict: it needs a retrained network, the request names none, and another "
         "rule on forgetting was met.",
     )
-    by_label: dict[str, float] | None = Field(None, description="Per label; only with the scope requests:concept.")
+    by_label: dict[str, float] | None = Field(
+        None,
+        description="Per label; only with the scope requests:concept, and until what the request named is erased.",
+    )
     n_real: int | None = Field(None, description="Real images that the n generated ones are compared with.")
     by_context: dict[str, float] | None = Field(
         None, description="Per context, by its position in the evaluation's `contexts`."

@@ -15,6 +15,7 @@ from app.api.openapi import refusals
 from app.deployment import Deployment
 from app.errors import Gone, NotFound
 from app.override import etag
+from app.privacy import label_figures
 from app.privacy.sealing import KeyGone, unseal
 from app.promotion import HEAD
 from app.records import alias as aliases
@@ -109,7 +110,7 @@ def shown(lethe: Deployment, name: str, number: str, response: Response) -> dict
 def get_report(name: str, number: str, lethe: Lethe, key: Reader) -> dict[str, Any]:
     """What was measured before and after, with intervals, targets, thresholds, n, evaluators and the verdict. Its schema
     stands at /v1/schemas/report."""
-    return _report(find_checkpoint(lethe, name, number)[1], key)
+    return _report(lethe, find_checkpoint(lethe, name, number)[1], key)
 
 
 @router.get(
@@ -121,7 +122,7 @@ def get_report_page(name: str, number: str, lethe: Lethe, key: Reader) -> Respon
     """The report as one page that needs nothing else: no script, no link, pictures within. Pictures need the scope
     requests:concept; what was asked is shown to the key that asked, and with requests:admin."""
     model, checkpoint, family = find_checkpoint(lethe, name, number)
-    document = _report(checkpoint, key)
+    document = _report(lethe, checkpoint, key)
     pictures, erased = _pictures(lethe, checkpoint) if "requests:concept" in key.scopes else (None, [])
     with lethe.store.read() as session:
         request = session.get(Request, checkpoint.request_id) if checkpoint.request_id else None
@@ -155,7 +156,7 @@ def _asked(request: Request | None, job: Job | None, key: ApiKey) -> report_page
     )
 
 
-def _report(checkpoint: Checkpoint, key: ApiKey) -> dict[str, Any]:
+def _report(lethe: Deployment, checkpoint: Checkpoint, key: ApiKey) -> dict[str, Any]:
     """As far as the key may know it."""
     report = checkpoint.report
     if not report:
@@ -165,9 +166,8 @@ def _report(checkpoint: Checkpoint, key: ApiKey) -> dict[str, Any]:
         override = {**checkpoint.override, "at": moment(checkpoint.override["at"])}
         report = {**report, "override": {name: override[name] for name in told}}
     if "requests:concept" not in key.scopes:  # figures by label would tell which one was to be forgotten
-        hidden = [{name: value for name, value in row.items() if name != "by_label"} for row in report["figures"]]
-        return {**report, "figures": hidden}
-    return report
+        return label_figures.without(report)
+    return label_figures.opened(lethe.keyring, checkpoint.request_id, report)
 
 
 @router.get(

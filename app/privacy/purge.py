@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from app.privacy import proof
+from app.privacy import label_figures, proof
 from app.privacy.sealing import Keyring
 from app.records import checkpoint as checkpoints
 from app.records import dataset as datasets
@@ -78,8 +78,16 @@ def purge_request(store: Store, keyring: Keyring, blobs: LocalBlobs, request_id:
         if request.status not in requests.KEPT:
             keyring.destroy(request.key_id)
             request.fingerprint = None
+            drop_label_figures(session, request_id)
         request.purged_at = session.scalar(select(now()))
         history.write(session, "system", "request.purged", request_id, request_id, document)
+
+
+def drop_label_figures(session: Session, request_id: str) -> None:
+    """Of its versions' reports: sealed ones, whose key is destroyed, and those of before, in plain."""
+    for version in checkpoints.of_request(session, request_id):
+        if version.report:
+            version.report = label_figures.without(version.report)
 
 
 def purge_withdrawn(store: Store, keyring: Keyring, blobs: LocalBlobs, dataset_id: str, why: str) -> None:

@@ -1,4 +1,4 @@
-"""Versions of a model's weights. Immutable but for status, override and where their bytes lie; the newest released one is the head.
+"""Versions of a model's weights. Immutable but for status, override, where their bytes lie and what a report says by label; the newest released one is the head.
 
 released: met its policy, or was released against its verdict. quarantined: missed it, weights kept. superseded: was released, but a request that
 completed later means that it still remembers someone. retired: what it alone held is erased, and nothing leads back.
