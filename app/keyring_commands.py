@@ -131,8 +131,8 @@ def rotate_duplicates(code: str, yes: bool, as_json: bool) -> None:
 @yes_option
 @json_option
 def erase_request(request_id: str, code: str, yes: bool, as_json: bool) -> None:
-    """Erase for ever what a completed request named: later versions are not asked about it, later requests for the same are no
-    duplicates of it."""
+    """Erase for ever what a purged request named, its external id and the reference of its check. Of a completed one, later
+    versions are not asked about it, and later requests for the same are no duplicates of it."""
     if not yes:
         _ask_for_yes()
     with _here() as lethe:

@@ -80,7 +80,9 @@ class Figure(_Part):
         "rule on forgetting was met.",
     )
     by_label: dict[str, float] | None = Field(
-        None, description="Per label; only for the key that asked and with requests:admin, each with requests:concept."
+        None,
+        description="Per label; only for the key that asked and with requests:admin, each with requests:concept, and until what "
+        "the request named is erased.",
     )
     n_real: int | None = Field(None, description="Real images that the n generated ones are compared with.")
     by_context: dict[str, float] | None = Field(

@@ -1,15 +1,16 @@
-"""Keys that should not be there: destroyed ones that an older copy of the key folder brought back, and those of requests that
-were never recorded.
-"""
+"""Destroyed keys that an older copy of the key folder brought back.
 
-import time
-from pathlib import Path
+Only what this database says was erased goes. A key that it does not know may be another database's, such as the one that an
+empty or an older database took the place of.
+"""
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from app.deployment import Deployment
+from app.privacy.fingerprints import check_of
 from app.privacy.purge import ENDED
+from app.privacy.sealing import KeyGone
 from app.records import checkpoint as checkpoints
 from app.records import history
 from app.records import named_key as named_keys
@@ -17,9 +18,8 @@ from app.records import request as requests
 from app.records.checkpoint import Checkpoint, Status
 from app.records.dataset import Dataset, Role
 from app.records.job import Job
+from app.records.named_key import NamedKey
 from app.records.request import Request
-
-DAY = 86400.0
 
 
 def destroy_returned(lethe: Deployment, actor: str) -> int:
@@ -28,39 +28,23 @@ def destroy_returned(lethe: Deployment, actor: str) -> int:
     present = {path.stem for path in lethe.keyring.files() if path.parent.name == "data"}
     with lethe.store.read() as session:
         returned = present & _erased(session) if present else set()
-        named = {name for name in named_keys.retired_duplicates(session) if lethe.keyring.has_named(name)}
-    return _destroyed(lethe, returned, actor, "keyring.returned_destroyed", named)
-
-
-def destroy_orphans(lethe: Deployment, actor: str) -> int:
-    """Of requests that no row knows a day later: the server was killed before the commit. How many there were."""
-    old = {path.stem for path in lethe.keyring.files() if path.stem.startswith("req_") and _age(path) > DAY}
-    if not old:
-        return 0
-    with lethe.store.read() as session:
-        orphans = old - set(session.scalars(select(Request.id)))
-    return _destroyed(lethe, orphans, actor, "keyring.orphans_destroyed")
-
-
-def _age(path: Path) -> float:
-    """Seconds since it was made or wrapped anew; 0 where it is gone."""
-    try:
-        return time.time() - path.stat().st_mtime
-    except FileNotFoundError:
-        return 0.0
-
-
-def _destroyed(
-    lethe: Deployment, keys: set[str], actor: str, action: str, named: frozenset[str] | set[str] = frozenset()
-) -> int:
-    for key_id in keys:
+        named = {row.name for row in named_keys.retired_duplicates(session) if _is_there(lethe, row)}
+    for key_id in returned:
         lethe.keyring.destroy(key_id)
     for name in named:
         lethe.keyring.destroy_named(name)
-    if count := len(keys) + len(named):
+    if count := len(returned) + len(named):
         with lethe.store.write() as session:
-            history.write(session, actor, action, "keyring", details={"keys": count})
+            history.write(session, actor, "keyring.returned_destroyed", "keyring", details={"keys": count})
     return count
+
+
+def _is_there(lethe: Deployment, row: NamedKey) -> bool:
+    """The key that was retired, not another deployment's of the same name."""
+    try:
+        return row.check_value == check_of(lethe.keyring.named_key(row.name, make=False))
+    except KeyGone:
+        return False
 
 
 def _erased(session: Session) -> set[str]:

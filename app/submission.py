@@ -2,6 +2,7 @@
 
 import json
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 
 from sqlalchemy import select as sql_select
@@ -19,6 +20,7 @@ from app.privacy.fingerprints import request_fingerprint
 from app.privacy.sealing import seal
 from app.recipe import resolve_ladder
 from app.records import dataset as datasets
+from app.records import intent as intents
 from app.records import job as jobs
 from app.records import model as models
 from app.records import named_key as named_keys
@@ -171,10 +173,12 @@ def _store(lethe: Deployment, checked: Checked, once: Once) -> str:
     """One transaction: the set is adopted, the request received, and, if it need not wait for a person, its first job queued
     and the bell ordered. Whether it waits is for the model to say as it is now: it may have changed while sets were read."""
     request, source, choice = checked.request, checked.choice.source, checked.choice
-    request.sealed = seal(
-        lethe.keyring.new_key(request.key_id), json.dumps(choice.what).encode(), f"request/{request.id}".encode()
-    )
+    intent = [f"requests/{request.id}"]  # of its key alone: nothing lies under this name
+    with lethe.store.write() as session:
+        intents.declare(session, intent)
     try:
+        key = lethe.keyring.new_key(request.key_id)
+        request.sealed = seal(key, json.dumps(choice.what).encode(), f"request/{request.id}".encode())
         with lethe.store.write() as session:
             once.claim(session, request.id)
             model = models.share(session, request.model_id)
@@ -188,10 +192,15 @@ def _store(lethe: Deployment, checked: Checked, once: Once) -> str:
             requests.add(session, request)
             if request.status == requests.Status.QUEUED:
                 jobs.start(session, request)
-    except OperationalError:  # the commit may have happened, and then the key is needed
+            if not intents.fulfil(session, intent):
+                raise Conflict("It took longer than LETHE_PACK_GRACE_HOURS: send it again.", code="request-changed")
+    except OperationalError:  # the commit may have happened, and then the key is needed: the sweeper finds out
         raise
     except BaseException:
-        lethe.keyring.destroy(request.key_id)
+        if lethe.keyring.exists(request.key_id):  # not where it could not be made
+            lethe.keyring.destroy(request.key_id)
+        with suppress(OperationalError), lethe.store.write() as session:
+            intents.fulfil(session, intent)
         raise
     return request.id
 

@@ -27,7 +27,7 @@ from app.records import request as requests
 from app.records import upload as uploads
 from app.records.upload import Upload
 from app.retirement import erase_condemned
-from app.returned_keys import destroy_orphans, destroy_returned
+from app.returned_keys import destroy_returned
 from app.rounds import Rounds
 
 log = structlog.get_logger()
@@ -155,14 +155,15 @@ def _delete_upload(lethe: Deployment, upload: Upload) -> None:
 
 
 def delete_dead_blobs(lethe: Deployment) -> None:
-    """Blobs whose intent is dead and old. Who forgets the intent first, here or whoever refers to the blob, has it."""
+    """Blobs whose intent is dead and old, with their keys; and keys of requests that a killed server never stored. Who
+    forgets the intent first, here or whoever refers to the blob, has it."""
     grace = lethe.settings.pack_grace_hours * 3600
     with lethe.store.read() as session:
         dead = intents.dead(session, grace)
     for blob in dead:
         with lethe.store.write() as session:
             if intents.forget(session, blob) and not checkpoints.uses_blob(session, blob):
-                if blob.startswith(("datasets/", "answers/")):
+                if blob.startswith(("datasets/", "answers/", "requests/")):
                     lethe.keyring.destroy(blob.split("/")[1])  # its upload died: what it sealed must not stay readable
                 if blob.startswith("images/"):
                     lethe.keyring.destroy(checkpoints.images_key(blob.split("/")[1]))
@@ -175,14 +176,11 @@ def forget_idempotency_keys(lethe: Deployment) -> None:
 
 
 def watch_keys(lethe: Deployment, actor: str) -> None:
-    """Say in the log what an operator should do about keys, and destroy those that a backup brought back or that a killed
-    server left; hourly."""
+    """Say in the log what an operator should do about keys, and destroy those that a backup brought back; hourly."""
     if time.monotonic() - _last_watch[0] < 3600:
         return
     if returned := destroy_returned(lethe, actor):
         log.warning("keyring.returned_destroyed", keys=returned)
-    if orphans := destroy_orphans(lethe, actor):
-        log.warning("keyring.orphans_destroyed", keys=orphans)
     keyring_status.note_first_use(lethe)
     for warned in keyring_status.warnings(lethe):
         log.warning(warned["event"], remedy=warned["remedy"])

@@ -12,6 +12,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from app.catalog import AUTO
+from app.privacy import label_figures
 from app.privacy.sealing import Keyring
 from app.records import attack_result as attack_results
 from app.records import checkpoint as checkpoints
@@ -37,7 +38,7 @@ def register(
     result: dict[str, Any],
 ) -> None:
     """`result`: paths of the pack, the manifest, pictures and answer sets in scratch; digest, changes, report and seconds. Answer
-    sets and pictures that show images are sealed."""
+    sets, pictures that show images and figures by label are sealed."""
     kinds = ("pack", "manifest") if result["pack"] else ("manifest",)  # nothing changed: no pack
     names = {kind: f"{kind}s/{lease.job_id}-{lease.token}" for kind in kinds}
     images = specification.message["images"]
@@ -64,6 +65,7 @@ def register(
     for side, path in result["answers"].items():
         keep_answers(blobs, keyring, specification.message["answers"][side], Path(path))
     passed = result["report"]["verdict"] == "passed"
+    report = {**result["report"], "left_out": specification.left_out, "pictures": sorted(pictures)}
     checkpoint = checkpoints.Checkpoint(
         id=specification.checkpoint_id,
         model_id=lease.model_id,
@@ -75,7 +77,7 @@ def register(
         manifest=names["manifest"],
         digest=result["digest"],
         changes=result["changes"],
-        report={**result["report"], "left_out": specification.left_out, "pictures": sorted(pictures)} | ladder,
+        report=label_figures.stored(keyring, lease.request_id, report | ladder),
         images=shown,
     )
     with store.write() as session:

@@ -15,6 +15,7 @@ from app.api.openapi import refusals
 from app.deployment import Deployment
 from app.errors import Gone, NotFound
 from app.override import etag
+from app.privacy import label_figures
 from app.privacy.sealing import KeyGone, unseal
 from app.promotion import HEAD
 from app.records import alias as aliases
@@ -179,9 +180,8 @@ def _report(lethe: Deployment, checkpoint: Checkpoint, key: ApiKey) -> dict[str,
         override = {**checkpoint.override, "at": moment(checkpoint.override["at"])}
         report = {**report, "override": {name: override[name] for name in told}}
     if not _shows_concept(lethe, checkpoint, key):  # figures by label would tell which one was to be forgotten
-        hidden = [{name: value for name, value in row.items() if name != "by_label"} for row in report["figures"]]
-        return {**report, "figures": hidden}
-    return report
+        return label_figures.without(report)
+    return label_figures.opened(lethe.keyring, checkpoint.request_id, report)
 
 
 @router.get(

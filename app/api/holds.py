@@ -70,8 +70,8 @@ class PurgeOut(BaseModel):
 
 @router.put("/hold", response_model=Hold, responses=refusals(404, 409))
 def put_hold(request_id: str, body: HoldIn, lethe: Lethe, key: Holder) -> dict[str, Any] | None:
-    """Keep what the request brought and named from being purged, and its model's versions from being retired, for as long as
-    this stands. Its job goes on, and its status is told as ever; deleting its data set is refused. 409 when the forget set was purged already, or
+    """Keep what the request brought and named, and the images and answers of its versions, from being purged, and its model's
+    versions from being retired, for as long as this stands. Its job goes on, and its status is told as ever; deleting its data set is refused. 409 when the forget set was purged already, or
     when another key holds the request, or you do for another reason."""
     found = find(lethe, request_id, key)
     with lethe.store.write() as session:

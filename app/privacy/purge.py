@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from app.privacy import proof
+from app.privacy import label_figures, proof
 from app.privacy.sealing import Keyring
 from app.records import checkpoint as checkpoints
 from app.records import dataset as datasets
@@ -21,6 +21,7 @@ from app.records import request as requests
 from app.records.base import now
 from app.records.checkpoint import Checkpoint
 from app.records.dataset import Dataset
+from app.records.legal_hold import LegalHold
 from app.records.request import Request
 from app.records.session import Store
 from app.report import IMAGES
@@ -77,8 +78,16 @@ def purge_request(store: Store, keyring: Keyring, blobs: LocalBlobs, request_id:
         if request.status not in requests.KEPT:
             keyring.destroy(request.key_id)
             request.fingerprint = None
+            drop_label_figures(session, request_id)
         request.purged_at = session.scalar(select(now()))
         history.write(session, "system", "request.purged", request_id, request_id, document)
+
+
+def drop_label_figures(session: Session, request_id: str) -> None:
+    """Of its versions' reports: sealed ones, whose key is destroyed, and those of before, in plain."""
+    for version in checkpoints.of_request(session, request_id):
+        if version.report:
+            version.report = label_figures.without(version.report)
 
 
 def purge_withdrawn(store: Store, keyring: Keyring, blobs: LocalBlobs, dataset_id: str, why: str) -> None:
@@ -94,8 +103,10 @@ def purge_withdrawn(store: Store, keyring: Keyring, blobs: LocalBlobs, dataset_i
 def erase_answers(store: Store, keyring: Keyring, blobs: LocalBlobs, checkpoint_id: str) -> None:
     """The answer set of a version that was superseded: it has images of what a later request forgot."""
     with store.write() as session:
-        checkpoint = session.get_one(Checkpoint, checkpoint_id, with_for_update=True)
-        if checkpoint.answers is not None:
+        checkpoint = session.get_one(Checkpoint, checkpoint_id)
+        held = _held(session, checkpoint)
+        session.refresh(checkpoint, with_for_update=True)
+        if checkpoint.answers is not None and not held:
             keyring.destroy(checkpoint.id)
             blobs.delete(checkpoint.answers)
             checkpoint.answers = None
@@ -105,7 +116,17 @@ def erase_answers(store: Store, keyring: Keyring, blobs: LocalBlobs, checkpoint_
 def erase_images(store: Store, keyring: Keyring, blobs: LocalBlobs, checkpoint_id: str) -> None:
     """The pictures of a version that show images (`checkpoints.with_images_to_erase`)."""
     with store.write() as session:
-        _erase_images(session, keyring, blobs, session.get_one(Checkpoint, checkpoint_id))
+        checkpoint = session.get_one(Checkpoint, checkpoint_id)
+        if not _held(session, checkpoint):
+            _erase_images(session, keyring, blobs, checkpoint)
+
+
+def _held(session: Session, checkpoint: Checkpoint) -> bool:
+    """Whether its request is under a legal hold. Until the transaction ends none is put."""
+    if checkpoint.request_id is None:
+        return False
+    session.get(Request, checkpoint.request_id, with_for_update=True)
+    return session.get(LegalHold, checkpoint.request_id) is not None
 
 
 def _erase_images(session: Session, keyring: Keyring, blobs: LocalBlobs, checkpoint: Checkpoint) -> None:

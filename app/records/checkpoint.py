@@ -1,4 +1,4 @@
-"""Versions of a model's weights. Immutable but for status, override and where their bytes lie; the newest released one is the head.
+"""Versions of a model's weights. Immutable but for status, override, where their bytes lie and what a report says by label; the newest released one is the head.
 
 released: met its policy, or was released against its verdict. quarantined: missed it, weights kept. superseded: was released, but a request that
 completed later means that it still remembers someone. retired: what it alone held is erased, and nothing leads back.
@@ -13,6 +13,7 @@ from sqlalchemy.orm import Mapped, Session, aliased, mapped_column
 
 from app.records import history
 from app.records.base import Record, now
+from app.records.legal_hold import LegalHold
 
 
 class Status(StrEnum):
@@ -48,6 +49,9 @@ class Checkpoint(Record):
     def stem(self) -> str:
         """What names the blobs of a version: it stays when its weights are stored anew."""
         return self.manifest.removeprefix("manifests/").partition(".")[0]
+
+
+_HELD = select(LegalHold.request_id).where(LegalHold.request_id == Checkpoint.request_id).exists()
 
 
 def add(session: Session, checkpoint: Checkpoint, actor: str) -> None:
@@ -174,9 +178,10 @@ def keep_answers(session: Session, blobs: Iterable[str]) -> None:
 
 
 def with_answers_to_erase(session: Session, model_id: str | None = None) -> list[str]:
-    """Superseded or retired, with an answer set: it shows whom the version remembers, and no job asks that version again."""
+    """Superseded or retired, with an answer set: it shows whom the version remembers, and no job asks that version again. A
+    legal hold on the version's request keeps it."""
     past = Checkpoint.status.in_([Status.SUPERSEDED, Status.RETIRED])
-    due = select(Checkpoint.id).where(past, Checkpoint.answers.is_not(None))
+    due = select(Checkpoint.id).where(past, Checkpoint.answers.is_not(None), ~_HELD)
     if model_id is not None:
         due = due.where(Checkpoint.model_id == model_id)
     return list(session.scalars(due.limit(500)))
@@ -195,13 +200,13 @@ def with_images_to_erase(session: Session, model_id: str | None = None) -> list[
     """With pictures that show what nobody shall see any more: of a version that was superseded or retired; of one whose parent
     was retired, for what that one drew is half of them; of a quarantined one that nobody can release, for its parent is no more
     the head. The purge of its request erases those of a quarantined one, too. What lies unsealed, of before there was a key for
-    it, goes at once."""
+    it, goes at once. A legal hold on the version's request keeps all of them."""
     parent, past = aliased(Checkpoint), (Status.SUPERSEDED, Status.RETIRED)
     left_behind = (Checkpoint.status == Status.QUARANTINED) & (parent.status == Status.SUPERSEDED)
     over = Checkpoint.status.in_(past) | (parent.status == Status.RETIRED) | left_behind
     over |= ~Checkpoint.images.startswith("images/")
     pictured = select(Checkpoint.id).outerjoin(parent, parent.id == Checkpoint.parent_id)
-    due = pictured.where(Checkpoint.images.is_not(None), over)
+    due = pictured.where(Checkpoint.images.is_not(None), over, ~_HELD)
     if model_id is not None:
         due = due.where(Checkpoint.model_id == model_id)
     return list(session.scalars(due.limit(500)))

@@ -78,9 +78,9 @@ def of_duplicates(session: Session, change: bool = False) -> NamedKey:
     return session.scalars(select(NamedKey).where(mine, NamedKey.retired_at.is_(None))).one()
 
 
-def retired_duplicates(session: Session) -> list[str]:
+def retired_duplicates(session: Session) -> list[NamedKey]:
     past = (NamedKey.purpose == Purpose.DUPLICATES) & NamedKey.retired_at.is_not(None)
-    return list(session.scalars(select(NamedKey.name).where(past)))
+    return list(session.scalars(select(NamedKey).where(past)))
 
 
 def add(session: Session, name: str, check_value: str) -> NamedKey:

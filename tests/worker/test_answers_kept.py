@@ -13,14 +13,15 @@ from PIL import Image
 
 from app import sweeper
 from app.deployment import Deployment
-from app.privacy import purge
+from app.named_erasure import erase_named
+from app.privacy import label_figures, purge
 from app.privacy.sealing import new_data_key
 from app.records import checkpoint as checkpoints
 from app.records import intent
 from app.records import model as models
 from app.records.checkpoint import Checkpoint
 from app.report import IMAGES
-from tests import pictures, tiny
+from tests import markers, pictures, tiny
 from tests.app.api.deployed import World, asked, register, upload_set
 from tests.conftest import client_for
 from tests.history import written
@@ -196,6 +197,41 @@ def test_a_set_whose_version_was_never_registered_goes_with_its_key(world: World
     sweeper.sweep(lethe)
     assert not lethe.blobs.exists(blob) and not lethe.keyring.exists("ckpt_never")
     assert path.exists()
+
+
+def by_label(world: World, version: Checkpoint) -> set[str]:
+    """The labels that the version's report has shares of, as an admin sees it."""
+    report = world.admin.get(f"/v1/models/unet/checkpoints/{version.number}/report").json()
+    assert label_figures.SEALED not in report
+    return {label for row in report["figures"] for label in row.get("by_label") or ()}
+
+
+def test_shares_by_label_lie_sealed_and_go_with_what_the_request_named(world: World) -> None:
+    """They tell which label was forgotten. Of one that missed its policy by the purge, of a completed one by erase-request."""
+    lethe, plain = world.lethe, {"in a row": b"'by_label': {", "in a file": b'"by_label": {'}
+    change(world, policy=MISSED, retention={"failed_days": 1})
+    forget(world, 1)
+    (missed,) = versions(world)[1:]
+    assert by_label(world, missed) == {"0", "1", "2", "3"}
+    change(world, policy={"class_label": []}, retention={"failed_days": 0})
+    forget(world, 1)
+    completed = versions(world)[-1]
+    sweeper.sweep(lethe)
+    assert (by_label(world, missed), by_label(world, completed)) == (set(), {"0", "1", "2", "3"})
+    assert markers.holding(markers.rows(lethe), plain) == set() and markers.search([lethe.settings.data], plain) == []
+    assert completed.request_id is not None and erase_named(lethe, completed.request_id, "person_asked")
+    assert by_label(world, completed) == set() and label_figures.SEALED not in versions(world)[-1].report
+
+
+def test_a_report_of_before_loses_its_shares_by_label_with_what_the_request_named(world: World) -> None:
+    forget(world, 1)
+    with world.lethe.store.write() as session:
+        version = session.get_one(Checkpoint, versions(world)[-1].id)
+        version.report = label_figures.opened(world.lethe.keyring, version.request_id, version.report)
+    assert by_label(world, versions(world)[-1]) and version.request_id is not None
+    sweeper.sweep(world.lethe)
+    assert erase_named(world.lethe, version.request_id, "person_asked")
+    assert by_label(world, versions(world)[-1]) == set()
 
 
 def test_a_lost_key_costs_a_second_drawing_and_nothing_more(world: World) -> None:

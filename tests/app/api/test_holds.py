@@ -295,6 +295,24 @@ def test_what_a_completed_request_named_is_erased_at_a_word_and_no_older_key_fol
         erase_named(world.lethe, "req_nobody", "other")
 
 
+@pytest.mark.parametrize("status", ["completed", "denied"])
+def test_the_ids_that_others_gave_a_request_are_erased_with_what_it_named(world: World, status: str) -> None:
+    request_id = asked(world.admin, external_id="crm-4711")["id"]
+    with world.lethe.store.write() as session:
+        session.get_one(Request, request_id).verification = {"outcome": "verified", "reference": "check/4711"}
+    end(world, request_id, status)
+    assert sweep(world, request_id)
+    (found,) = world.admin.get("/v1/requests", params={"external_id": "crm-4711"}).json()["data"]
+    assert found["id"] == request_id
+    assert erase_named(world.lethe, request_id, "person_asked")
+    with world.lethe.store.read() as session:
+        request = session.get_one(Request, request_id)
+    assert (request.external_id, request.sealed) == (None, b"")
+    assert request.verification == {"outcome": "verified", "reference": None}
+    assert not erase_named(world.lethe, request_id, "person_asked")
+    assert world.admin.get(f"/v1/requests/{request_id}").json()["external_id"] is None
+
+
 def refused_as(world: World, request_id: str, code: str) -> None:
     with pytest.raises(Refused) as refusal:
         erase_named(world.lethe, request_id, "other")

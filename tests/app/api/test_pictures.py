@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import update
 
 from app import returned_keys, sweeper
+from app.privacy import purge
 from app.records import checkpoint as checkpoints
 from app.records import intent as intents
 from app.records import request as requests
@@ -117,6 +118,31 @@ def test_the_purge_of_a_request_erases_those_of_its_quarantined_version_and_prov
     world.lethe.blobs.put(f"{checkpoints.images_folder(version(world, number).id)}/grid.png", b"back")
     again = world.admin.get(f"/v1/requests/{request_id}/purge").json()["now"]
     assert (again["keys_present"], again["objects_present"]) == (1, 1)
+
+
+@pytest.mark.parametrize("status", [Status.RELEASED, Status.QUARANTINED])
+def test_a_hold_on_its_request_keeps_images_and_answers_of_a_version_until_it_is_lifted(
+    world: World, tmp_path: Path, status: Status
+) -> None:
+    number, request_id = drawn_for_a_request(world, status)
+    lethe, held, answered = world.lethe, version(world, number).id, status == Status.RELEASED
+    blob = checkpoints.answers_blob(held)
+    if answered:
+        lethe.keyring.new_key(held)
+        lethe.blobs.put(blob, b"sealed")
+        with lethe.store.write() as session:
+            checkpoints.keep_answers(session, [blob])
+    path = f"/v1/requests/{request_id}/hold"
+    assert world.admin.put(path, json={"code": "legal_claims"}).status_code == 200
+    drawn(world, tmp_path)  # supersedes it, or the version that it was made from
+    sweeper.purge_old_data(lethe)
+    for erase in (purge.erase_images, purge.erase_answers):  # by one who looked before there was a hold
+        erase(lethe.store, lethe.keyring, lethe.blobs, held)
+    assert kept(world, number) == THERE and get(world, number).content.startswith(PNG)
+    assert lethe.keyring.exists(held) is lethe.blobs.exists(blob) is answered
+    assert world.admin.delete(path).status_code == 204
+    sweeper.purge_old_data(lethe)
+    assert kept(world, number) == GONE and not lethe.keyring.exists(held) and not lethe.blobs.exists(blob)
 
 
 def test_the_grid_of_the_version_that_serves_outlives_the_purge_of_its_request(world: World) -> None:

@@ -11,8 +11,11 @@ from typing import Any
 
 import pytest
 import structlog
+from sqlalchemy.exc import OperationalError
 
+from app import sweeper
 from app.privacy.selection import read_wish
+from app.records import intent as intents
 from app.records import job as jobs
 from app.records import outbox
 from app.records.request import Request
@@ -114,6 +117,26 @@ def test_two_posts_with_one_set_at_once_give_one_request(world: World) -> None:
     for thread in threads:
         thread.join()
     assert sorted(statuses) == [202, 409]
+
+
+def test_the_key_of_a_request_that_was_never_stored_goes_after_a_day(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut_off(*_: object) -> None:
+        raise OperationalError("COMMIT", None, OSError())
+
+    kept = asked(world.requester)["id"]
+    before = set(world.lethe.keyring.files())
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs, "start", cut_off)
+        assert ask(world.requester).status_code == 503
+    (orphan,) = set(world.lethe.keyring.files()) - before
+    sweeper.delete_dead_blobs(world.lethe)
+    assert orphan.exists()
+    with world.lethe.store.write() as session:
+        session.query(intents.Intent).update({"created_at": 0.0})
+    sweeper.delete_dead_blobs(world.lethe)
+    assert not orphan.exists() and world.lethe.keyring.exists(kept)
 
 
 def test_the_forget_set_of_another_key_does_not_exist(world: World) -> None:

@@ -3,24 +3,27 @@
 import json
 import os
 import time
+from pathlib import Path
 
 import pytest
 from sqlalchemy.orm import Session
 
-from app import sweeper
-from app.deployment import Deployment
+from app import keyring_status, migration, sweeper
+from app.deployment import Deployment, deploy
 from app.privacy import proof, purge
+from app.privacy.fingerprints import check_of
 from app.privacy.sealing import seal
 from app.records import checkpoint as checkpoints
 from app.records import dataset as datasets
 from app.records import job as jobs
+from app.records import named_key as named_keys
 from app.records import purge_proof as purge_proofs
 from app.records import request as requests
 from app.records.base import new_id
 from app.records.checkpoint import Checkpoint
 from app.records.dataset import Dataset
 from app.records.request import Request
-from app.returned_keys import destroy_orphans
+from app.settings import Settings
 from tests.app.records.test_job import add_job, add_model, claim, read
 
 
@@ -133,15 +136,27 @@ def test_resume_state_that_a_paused_worker_saved_after_the_end_is_swept(lethe: D
     assert lethe.blobs.exists(f"resume/{running}") and lethe.keyring.exists(running)
 
 
-def test_a_request_s_key_without_a_request_goes_after_a_day(lethe: Deployment) -> None:
-    _, known, _ = add_request(lethe)
-    orphan, young, other = new_id("req"), new_id("req"), new_id("ds")
-    for key_id in (known, orphan, young, other):
-        lethe.keyring.new_key(key_id)
-        if key_id != young:
-            os.utime(lethe.keyring.folder / f"data/{key_id}.key", (time.time() - 90_000,) * 2)
-    assert destroy_orphans(lethe, "test") == 1 and destroy_orphans(lethe, "test") == 0
-    assert [lethe.keyring.exists(each) for each in (known, orphan, young, other)] == [True, False, True, True]
+def test_another_database_on_the_key_folder_destroys_no_key(
+    lethe: Deployment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as an empty one, where LETHE_DATABASE_URL was forgotten; and one that retired keys of the same names."""
+    job_id, request_id, dataset_id = add_request(lethe)
+    lethe.keyring.new_key(request_id)
+    keyring_status.note_first_use(lethe)
+    for path in lethe.keyring.files():
+        os.utime(path, (time.time() - 90_000,) * 2)
+    keys = lethe.keyring.counts()
+    other = deploy(Settings(data=tmp_path / "other", keys=lethe.keyring.folder))
+    migration.upgrade(other.store)
+    with other.store.write() as session:
+        old = named_keys.of_duplicates(session, change=True)
+        old.check_value = "another key"
+        named_keys.replace_duplicates(session, old, "duplicates-2", check_of(b"2"))
+    for _ in range(2):  # from the second on, it has used the folder's named keys itself
+        monkeypatch.setattr(sweeper, "_last_watch", [-3600.0])
+        sweeper.sweep(other, "sweeper:other")
+    other.store.close()
+    assert lethe.keyring.counts() == keys and keyring_status.broken(lethe) == []
 
 
 def test_resume_state_that_a_dead_worker_left_is_swept(lethe: Deployment) -> None:
