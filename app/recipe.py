@@ -4,14 +4,21 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, get_args
 
 from app import catalog, prompts
 from app.catalog import Attack, Metric, Parameter
+from app.catalog.types import Rule
 from app.errors import Refused
 
 MOST_TEXTS = 1000  # in one setting
 Ladder = list[dict[str, Any]]  # rungs: method and recipe
+_UNFIT: Mapping[Rule, str] = {  # why a metric takes no such rule
+    "share_of_before": "What perfect forgetting would give is not known of {} by {}: there is no distance to take a share of.",
+    "drop_at_most": "It bounds the loss of what is kept, where higher is better: {} by {} is no such figure.",
+    "times_before_at_least": "Lower is better of {} by {}: a worse version would meet it.",
+    "times_before_at_most": "Higher is better of {} by {}: a worse version would meet it.",
+}
 
 
 def resolve_ladder(
@@ -109,6 +116,14 @@ def check_policy(family: str, policy: dict[str, list[dict[str, Any]]]) -> dict[s
                     f"policy.{kind}[{position}].rule",
                     "What an attack achieves is held to a value of its own, not to the base's.",
                     "Use at_most or at_least.",
+                )
+            if isinstance(figure, Metric) and not figure.takes(threshold["rule"], kind):
+                fitting = ", ".join(rule for rule in get_args(Rule) if figure.takes(rule, kind))
+                raise Refused(
+                    "impossible-combination",
+                    f"policy.{kind}[{position}].rule",
+                    _UNFIT[threshold["rule"]].format(threshold["metric"], kind),
+                    f"Possible here: {fitting}.",
                 )
         kinds[kind] = thresholds
     return kinds

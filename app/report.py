@@ -72,7 +72,7 @@ class Figure(_Part):
     threshold: Held | None
     passed: bool | None = Field(
         description="Whether the value meets the rule; null without a rule, or where nothing can be held against it: no value, "
-        "or a share of a base that is at its ideal. A rule with null is missed, unless it is left out."
+        "or a share of a distance to an ideal that is not known, or at which the base is. A rule with null is missed, unless it is left out."
     )
     left_out: bool = Field(
         False,

@@ -114,5 +114,5 @@ def figure(answers: Answers | None, rule: Mapping[str, Any], kind: str, seed: in
         "before": rule["before"],
         "n": n,
         "reason": None if value is not None else NEEDS.get(name, "not_measured"),
-        **held_to(threshold, value, rule["before"], getattr(module, "IDEAL", {}).get(kind) or 0.0),
+        **held_to(threshold, value, rule["before"], METRICS[name].ideal.get(kind)),
     }

@@ -25,9 +25,11 @@ def needed(rule: Threshold | None, metric: Metric) -> int | None:
     return n_needed(rule) if rule and (metric.interval == "wilson" or metric.n_from) else None
 
 
-def held_to(rule: Threshold | None, value: float | None, before: float | None, ideal: float = 0.0) -> dict[str, Any]:
+def held_to(
+    rule: Threshold | None, value: float | None, before: float | None, ideal: float | None = None
+) -> dict[str, Any]:
     """The rule and whether it was met; None where there is no rule, or nothing to hold it against: no value, no base's, or
-    a share of a base that is at its ideal, which no network could miss."""
+    a share of the base's distance to an ideal that nobody knows, or at which the base is: no network could miss that."""
     if rule is None:
         return {"threshold": None, "passed": None}
     shown = {"rule": rule.rule, "value": rule.value}
@@ -35,13 +37,13 @@ def held_to(rule: Threshold | None, value: float | None, before: float | None, i
     if value is None or (relative and before is None):
         return {"threshold": shown, "passed": None}
     base = before if before is not None else 0.0
-    if rule.rule == "share_of_before" and base == ideal:
+    if rule.rule == "share_of_before" and ideal in (None, base):
         return {"threshold": shown, "passed": None}
     met = {
         "at_least": value >= rule.value,
         "at_most": value <= rule.value,
         "drop_at_most": base - value <= rule.value,
-        "share_of_before": abs(value - ideal) <= rule.value * abs(base - ideal),
+        "share_of_before": ideal is not None and abs(value - ideal) <= rule.value * abs(base - ideal),
         "times_before_at_least": value >= rule.value * base > 0,
         "times_before_at_most": value <= rule.value * base,
     }

@@ -267,7 +267,7 @@ def test_changed_weights_are_counted_bit_by_bit(tmp_path: Path) -> None:
 def test_a_rule_is_met_or_missed(
     rule: Threshold, value: float | None, before: float | None, expected: bool | None
 ) -> None:
-    assert rules.held_to(rule, value, before)["passed"] is expected
+    assert rules.held_to(rule, value, before, 0.0)["passed"] is expected
 
 
 def test_a_share_is_of_the_distance_to_the_ideal_on_either_side() -> None:
@@ -388,7 +388,7 @@ def test_a_base_at_its_ideal_shows_nothing_by_a_share_of_it() -> None:
     half = Threshold("mia_auc", "share_of_before", 0.5)
     assert [rules.held_to(half, value, 50.0, 50.0)["passed"] for value in (50.0, 50.1, 20.0)] == [None] * 3
     gap = Threshold("gap_to_retrain", "share_of_before", 0.5)
-    assert rules.held_to(gap, 0.0, 0.0)["passed"] is None and rules.held_to(gap, 0.0, 1.0)["passed"] is True
+    assert rules.held_to(gap, 0.0, 0.0, 0.0)["passed"] is None and rules.held_to(gap, 0.0, 1.0, 0.0)["passed"] is True
 
 
 def test_an_untouched_network_whose_base_is_at_the_ideal_does_not_pass(tmp_path: Path) -> None:
@@ -401,6 +401,20 @@ def test_an_untouched_network_whose_base_is_at_the_ideal_does_not_pass(tmp_path:
     told = {each["metric"]: each for each in rows if each["threshold"]}
     assert told["mia_auc"]["before"] == told["mia_auc"]["value"] == 50.0
     assert told["mia_auc"]["passed"] is None and rules.verdict(rows) == "failed"
+
+
+def test_a_share_of_a_distance_to_an_unknown_ideal_is_missed() -> None:
+    """Of a forgotten label the AUC has none: from 97 to 5 is not halved, but leaks from the other side."""
+    half = [Threshold("mia_auc", "share_of_before", 0.5)]
+    sure, unsure, labels = np.full((9, 2), [0.9, 0.1]), np.full((9, 2), [0.1, 0.9]), np.zeros(9, dtype=np.int64)
+    base, after = (
+        ClassifierAnswers(own, labels, sure, labels, other, labels) for own, other in ((sure, unsure), (unsure, sure))
+    )
+    for kind, passed in (("class_label", None), ("samples", False)):
+        rows = evaluate.figures(Evidence(base, after, None, 1.0, 0, 1), "image_classifier", kind, half, 0, None)
+        told = {each["metric"]: each for each in rows}["mia_auc"]
+        assert (told["before"], told["value"], told["passed"]) == (100.0, 0.0, passed)
+        assert rules.verdict(rows) == "failed"
 
 
 def attacked(directory: Path, attacks: dict[str, Any], rules: list[Threshold]) -> tuple[evaluate.Report, nn.Module]:

@@ -19,7 +19,6 @@ from sklearn.preprocessing import StandardScaler
 
 from worker.metrics import UNMEASURED, Answers, Evidence, ReconstructionAnswers
 
-IDEAL = {"class_label": 50.0, "samples": 50.0}
 FOLDS = 5
 
 
