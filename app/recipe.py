@@ -143,7 +143,7 @@ def policy_warnings(
     """
     found = []
     for kind, rules in policy.items():
-        if not any(each["metric"] in _showing(family) for each in rules):
+        if all(_met_by_all(family, kind, catalog.Threshold(**each)) for each in rules):
             found.append(_shows_nothing(family, kind))
         for position, each in enumerate(rules):
             found += _rule_warnings(f"policy.{kind}[{position}]", catalog.Threshold(**each), evaluation, sets)
@@ -208,12 +208,15 @@ def _showing(family: str) -> list[str]:
     return [name for name, each in catalog.METRICS.items() if each.shows_forgetting and family in each.families]
 
 
+def _met_by_all(family: str, kind: str, rule: catalog.Threshold) -> bool:
+    return rule.metric not in _showing(family) or catalog.met_by_all(rule, kind)
+
+
 def _shows_nothing(family: str, kind: str) -> dict[str, Any]:
     return {
         "field": f"policy.{kind}",
-        "rule": "None of its rules is on a figure that shows forgetting by itself: a version that forgot nothing may meet all of "
-        "them, and be released.",
-        "remedy": f"Hold one of these to a rule: {', '.join(_showing(family))}.",
+        "rule": "None of its rules shows forgetting by itself: a version that forgot nothing may meet all of them, and be released.",
+        "remedy": f"Hold one of these to a rule that such a version misses: {', '.join(_showing(family))}.",
         "n": None,
         "n_needed": None,
     }

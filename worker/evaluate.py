@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from app import report as published
-from app.catalog import ATTACKS, FAMILIES, METRICS, Metric, Threshold, n_needed
+from app.catalog import ATTACKS, FAMILIES, METRICS, Metric, Threshold, held_to, n_needed
 from worker import by_name, curves, fitness, intervals, picture, promises, prompt_list, robustness
 from worker.answer_set import AnswerSet
 from worker.families import Samples, Trace
@@ -36,7 +36,7 @@ from worker.metrics import (
     integrity,
 )
 from worker.panel import ALONE, Panel, open_panel
-from worker.rules import by_unfit, held_to, needed, why_failed, without_reference
+from worker.rules import by_unfit, needed, why_failed, without_reference
 
 JUDGED = GeneratorAnswers, ReconstructionAnswers
 NOTHING_TOLD = Cost()
@@ -247,7 +247,7 @@ def figures(
             {**row, **held_to(rule, row["value"], row["before"], ideal), "n_needed": needed(rule, metric)}
             for rule in own or [None]
         ]
-    return without_reference(rows) if evidence.reference is None else rows
+    return without_reference(rows, kind) if evidence.reference is None else rows
 
 
 def figure(

@@ -14,14 +14,14 @@ from typing import Any
 
 from torch import nn
 
-from app.catalog import FAMILIES, METRICS, Threshold
+from app.catalog import FAMILIES, METRICS, Threshold, held_to
 from app.errors import JobError, Stopped
 from worker import by_name, intervals
 from worker.families import Samples
 from worker.judge import Judge
 from worker.load import Material, Probe
 from worker.metrics import Answers, Evidence
-from worker.rules import COMPARES, NEEDS, held_to
+from worker.rules import COMPARES, NEEDS
 
 
 def promise(

@@ -243,6 +243,9 @@ def test_the_page_says_where_no_rule_shows_forgetting() -> None:
     without = Page(rendered(reports.report(reports.figure("retain_accuracy", 99.0, 99.0)))).text
     assert "The model's policy has no rule for this." in without and "was met" not in without
     assert "shows forgetting" not in Page(rendered()).text
+    rule = {"rule": "at_least", "value": 0.0}
+    met_by_all = reports.figure("unlearning_accuracy", 3.0, 3.0, threshold=rule, passed=True)
+    assert "None of them shows forgetting." in Page(rendered(reports.report(met_by_all))).text
 
 
 def test_earlier_promises_stand_on_the_page_and_a_broken_one_in_the_verdict() -> None:
