@@ -121,7 +121,9 @@ def _row(figure: Figure, judge: str | None) -> dict[str, Any]:
 
 
 def _met(figure: Figure) -> str:
-    return "left out" if figure.left_out else {True: "met", False: "missed", None: "not measured"}[figure.passed]
+    if figure.left_out:
+        return "left out"
+    return {True: "met", False: "missed", None: figures.unheld(figure.model_dump())}[figure.passed]
 
 
 def _attack(attack: Attacked) -> dict[str, Any]:

@@ -244,7 +244,11 @@ def figures(
         if metric.optional and row["value"] is None and not own:
             continue
         rows += [
-            {**row, **held_to(rule, row["value"], row["before"], ideal), "n_needed": needed(rule, metric)}
+            {
+                **row,
+                **held_to(rule, row["value"], row["before"], ideal, row["before_interval"]),
+                "n_needed": needed(rule, metric),
+            }
             for rule in own or [None]
         ]
     return without_reference(rows, kind) if evidence.reference is None else rows

@@ -8,10 +8,15 @@ from app.catalog.types import Threshold
 
 
 def held_to(
-    rule: Threshold | None, value: float | None, before: float | None, ideal: float | None = None
+    rule: Threshold | None,
+    value: float | None,
+    before: float | None,
+    ideal: float | None = None,
+    before_interval: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The rule and whether it was met; None where there is no rule, or nothing to hold it against: no value, no base's, or
-    a share of the base's distance to an ideal that nobody knows, or at which the base is: no network could miss that."""
+    a share of the base's distance to an ideal that nobody knows, or from which the base cannot be told: chance would decide.
+    `reason` says which of these two, as a code."""
     if rule is None:
         return {"threshold": None, "passed": None}
     shown = {"rule": rule.rule, "value": rule.value}
@@ -19,8 +24,11 @@ def held_to(
     if value is None or (relative and before is None):
         return {"threshold": shown, "passed": None}
     base = before if before is not None else 0.0
-    if rule.rule == "share_of_before" and ideal in (None, base):
-        return {"threshold": shown, "passed": None}
+    if rule.rule == "share_of_before":
+        if ideal is None:
+            return {"threshold": shown, "passed": None, "reason": "ideal_unknown"}
+        if base == ideal or (before_interval and before_interval["low"] <= ideal <= before_interval["high"]):
+            return {"threshold": shown, "passed": None, "reason": "base_near_ideal"}
     met = {
         "at_least": value >= rule.value,
         "at_most": value <= rule.value,
@@ -41,7 +49,7 @@ def shows_forgetting(row: Mapping[str, Any], kind: str) -> bool:
     rule, before = Threshold(row["metric"], **row["threshold"]), row["before"]
     if before is None:
         return not met_by_all(rule, kind)
-    return held_to(rule, before, before, metric.ideal.get(kind))["passed"] is False
+    return held_to(rule, before, before, metric.ideal.get(kind), row.get("before_interval"))["passed"] is False
 
 
 def met_by_all(rule: Threshold, kind: str) -> bool:

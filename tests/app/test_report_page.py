@@ -10,6 +10,7 @@ import pytest
 
 from app import report_page
 from app.catalog import METRICS
+from app.figures import met
 from tests import pictures, reports
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -212,6 +213,16 @@ def test_the_page_names_the_rule_that_was_left_out() -> None:
     assert f"Every rule of the model's policy was met but for {title}" in text and "left out" in text
     assert "Every rule of the model's policy was met." not in text
     assert "Every rule of the model's policy was met." in Page(rendered(reports.report(met))).text
+
+
+def test_the_page_and_the_terminal_say_why_a_share_is_neither_met_nor_missed() -> None:
+    rule = {"rule": "share_of_before", "value": 0.5}
+    row = reports.figure("mia_auc", 50.0, 51.0, threshold=rule, passed=None, reason="base_near_ideal")
+    text = Page(rendered(reports.report(row, verdict="failed", reasons=["threshold_missed"]))).text
+    assert "≤ 0.5 × before base near ideal" in text and met(row) == "base near ideal"
+    unmeasured = reports.figure("mia_auc", None, None, threshold=rule, passed=None)
+    assert "≤ 0.5 × before not measured" in Page(rendered(reports.report(unmeasured))).text
+    assert met(unmeasured) == "not measured"
 
 
 @pytest.mark.parametrize("fit", [True, False])

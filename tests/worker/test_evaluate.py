@@ -318,8 +318,8 @@ def test_an_untouched_classifier_fails_without_a_reference(tmp_path: Path) -> No
     policy = FAMILIES["image_classifier"].default_policy["samples"]
     evidence = Evidence(asked[0], asked[1], None, 1.0, *evaluate.count_changes(network, network))
     figures = evaluate.figures(evidence, "image_classifier", "samples", policy, 0, None)
-    assert rules.verdict(figures) == "failed"
-    assert {row["metric"] for row in figures if row["passed"] is False} == {"mia_auc"}
+    assert rules.verdict(figures) == "failed" and not any(row.get("left_out") for row in figures)
+    assert {row["metric"] for row in figures if row["threshold"] and not row["passed"]} == {"mia_auc", "gap_to_retrain"}
 
 
 def row(metric: str, passed: bool | None, ruled: bool = True, before: float = 97.0) -> dict[str, Any]:
@@ -436,6 +436,29 @@ def test_an_untouched_network_whose_base_is_at_the_ideal_does_not_pass(tmp_path:
     assert told["mia_auc"]["passed"] is None and rules.verdict(rows) == "failed"
 
 
+@pytest.mark.parametrize(("area", "passed", "reason"), [(51.0, None, "base_near_ideal"), (80.0, True, None)])
+def test_a_share_of_what_chance_may_have_given_is_missed(area: float, passed: bool | None, reason: str | None) -> None:
+    """60 forgotten and 1,200 unseen images: an area of 51 is no trace of having seen the 60, whatever it is afterwards."""
+    half = [Threshold("mia_auc", "share_of_before", 0.5)]
+
+    def answering(area: float) -> ClassifierAnswers:
+        sureness = [np.arange(60) + area / 100 * 1200 - 30, np.arange(1200)]  # the forgotten lie around that rank
+        forget, unseen = ([(own + 0.5) / 2400, 1 - (own + 0.5) / 2400] for own in sureness)
+        labels = [np.zeros(n, dtype=np.int64) for n in (60, 1200)]
+        return ClassifierAnswers(
+            np.stack(forget, 1), labels[0], np.stack(forget, 1), labels[0], np.stack(unseen, 1), labels[1]
+        )
+
+    asked = answering(area), answering(50.0)
+    rows = evaluate.figures(Evidence(*asked, None, 1.0, 0, 1), "image_classifier", "samples", half, 0, None)
+    told = {each["metric"]: each for each in rows}["mia_auc"]
+    assert told["before"] == pytest.approx(area, abs=0.1) and told["value"] == pytest.approx(50.0, abs=0.1)
+    assert (told["before_interval"]["low"] <= 50) is (area == 51)
+    assert (told["passed"], told.get("reason")) == (passed, reason)
+    assert rules.verdict(rows) == ("passed" if passed else "failed")
+    assert shows_forgetting(told, "samples") is bool(passed)
+
+
 def test_a_share_of_a_distance_to_an_unknown_ideal_is_missed() -> None:
     """Of a forgotten label the AUC has none: from 97 to 5 is not halved, but leaks from the other side."""
     half = [Threshold("mia_auc", "share_of_before", 0.5)]
@@ -447,6 +470,7 @@ def test_a_share_of_a_distance_to_an_unknown_ideal_is_missed() -> None:
         rows = evaluate.figures(Evidence(base, after, None, 1.0, 0, 1), "image_classifier", kind, half, 0, None)
         told = {each["metric"]: each for each in rows}["mia_auc"]
         assert (told["before"], told["value"], told["passed"]) == (100.0, 0.0, passed)
+        assert told.get("reason") == (None if kind == "samples" else "ideal_unknown")
         assert rules.verdict(rows) == "failed"
 
 
