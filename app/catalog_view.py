@@ -78,6 +78,7 @@ def _metric(name: str, metric: Metric) -> dict[str, Any]:
         "evaluator": metric.evaluator,
         "optional": metric.optional,
         "needs": list(metric.needs),
+        "ideal": dict(metric.ideal),
     }
 
 

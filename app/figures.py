@@ -67,7 +67,13 @@ def count(figure: Mapping[str, Any]) -> str:
 def met(figure: Mapping[str, Any]) -> str:
     if figure.get("left_out"):
         return "left out"
-    return {True: "yes", False: "NO", None: "not measured" if figure["threshold"] else ""}[figure["passed"]]
+    return {True: "yes", False: "NO", None: unheld(figure) if figure["threshold"] else ""}[figure["passed"]]
+
+
+def unheld(figure: Mapping[str, Any]) -> str:
+    """Why a rule was neither met nor missed. What has a value was measured, and its reason is a code."""
+    why = figure.get("reason") if figure.get("value") is not None else None
+    return (why or "not measured").replace("_", " ")
 
 
 def rung(tried: Mapping[str, Any]) -> str:

@@ -4,14 +4,21 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, get_args
 
 from app import catalog, prompts
 from app.catalog import Attack, Metric, Parameter
+from app.catalog.types import Rule
 from app.errors import Refused
 
 MOST_TEXTS = 1000  # in one setting
 Ladder = list[dict[str, Any]]  # rungs: method and recipe
+_UNFIT: Mapping[Rule, str] = {  # why a metric takes no such rule
+    "share_of_before": "What perfect forgetting would give is not known of {} by {}: there is no distance to take a share of.",
+    "drop_at_most": "It bounds the loss of what is kept, where higher is better: {} by {} is no such figure.",
+    "times_before_at_least": "Lower is better of {} by {}: a worse version would meet it.",
+    "times_before_at_most": "Higher is better of {} by {}: a worse version would meet it.",
+}
 
 
 def resolve_ladder(
@@ -110,6 +117,14 @@ def check_policy(family: str, policy: dict[str, list[dict[str, Any]]]) -> dict[s
                     "What an attack achieves is held to a value of its own, not to the base's.",
                     "Use at_most or at_least.",
                 )
+            if isinstance(figure, Metric) and not figure.takes(threshold["rule"], kind):
+                fitting = ", ".join(rule for rule in get_args(Rule) if figure.takes(rule, kind))
+                raise Refused(
+                    "impossible-combination",
+                    f"policy.{kind}[{position}].rule",
+                    _UNFIT[threshold["rule"]].format(threshold["metric"], kind),
+                    f"Possible here: {fitting}.",
+                )
         kinds[kind] = thresholds
     return kinds
 
@@ -128,7 +143,7 @@ def policy_warnings(
     """
     found = []
     for kind, rules in policy.items():
-        if not any(each["metric"] in _showing(family) for each in rules):
+        if all(_met_by_all(family, kind, catalog.Threshold(**each)) for each in rules):
             found.append(_shows_nothing(family, kind))
         for position, each in enumerate(rules):
             found += _rule_warnings(f"policy.{kind}[{position}]", catalog.Threshold(**each), evaluation, sets)
@@ -193,12 +208,15 @@ def _showing(family: str) -> list[str]:
     return [name for name, each in catalog.METRICS.items() if each.shows_forgetting and family in each.families]
 
 
+def _met_by_all(family: str, kind: str, rule: catalog.Threshold) -> bool:
+    return rule.metric not in _showing(family) or catalog.met_by_all(rule, kind)
+
+
 def _shows_nothing(family: str, kind: str) -> dict[str, Any]:
     return {
         "field": f"policy.{kind}",
-        "rule": "None of its rules is on a figure that shows forgetting by itself: a version that forgot nothing may meet all of "
-        "them, and be released.",
-        "remedy": f"Hold one of these to a rule: {', '.join(_showing(family))}.",
+        "rule": "None of its rules shows forgetting by itself: a version that forgot nothing may meet all of them, and be released.",
+        "remedy": f"Hold one of these to a rule that such a version misses: {', '.join(_showing(family))}.",
         "n": None,
         "n_needed": None,
     }

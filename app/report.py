@@ -72,7 +72,12 @@ class Figure(_Part):
     threshold: Held | None
     passed: bool | None = Field(
         description="Whether the value meets the rule; null without a rule, or where nothing can be held against it: no value, "
-        "or a share of a base that is at its ideal. A rule with null is missed, unless it is left out."
+        "or what `reason` says. A rule with null is missed, unless it is left out."
+    )
+    reason: Literal["ideal_unknown", "base_near_ideal"] | None = Field(
+        None,
+        description="Why a share of the base's distance to the ideal is neither met nor missed: no ideal is known, or the base's "
+        "own interval holds it.",
     )
     left_out: bool = Field(
         False,
@@ -147,7 +152,9 @@ class Promised(_Part):
         description="The rule that the request's own report met, held again. Null: it met none, so the figure is shown and binds nothing."
     )
     passed: bool | None = Field(description="Null without a rule or a value.")
-    reason: str | None = Field(None, description="Why there is no value; a code, as of the promise.")
+    reason: str | None = Field(
+        None, description="Why there is no value, or nothing to hold it against; a code, as of the promise."
+    )
 
 
 class Promise(_Part):

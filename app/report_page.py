@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from app import figures
-from app.catalog import METHODS, METRICS
+from app.catalog import METHODS, METRICS, shows_forgetting
 from app.report import Attacked, Count, Figure, Promise, Report
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # what a browser may do with the page
@@ -85,7 +85,7 @@ def render(
         ],
         left_out=list(dict.fromkeys(each.title for each in report.figures if each.left_out)),
         ruled=any(each.threshold for each in report.figures) or any(each.threshold for each in report.attacks),
-        shows_forgetting=any(each.threshold and _shows_forgetting(each) for each in report.figures),
+        shows_forgetting=any(shows_forgetting(each.model_dump(), report.kind) for each in report.figures),
         rows=[_row(each, report.judge) for each in report.figures],
         attacks=[_attack(each) for each in report.attacks],
         promises=[row for each in report.promises for row in _promise(each)],
@@ -104,10 +104,6 @@ def _others(report: Report) -> dict[str, str]:
     named = {digest: part for part, digest in report.evaluators.items()}
     every = {digest for each in report.figures for digest in each.evaluators} | set(named)
     return {digest: named.get(digest, "") for digest in sorted(every - {report.judge})}
-
-
-def _shows_forgetting(figure: Figure) -> bool:
-    return figure.metric in METRICS and METRICS[figure.metric].shows_forgetting
 
 
 def _row(figure: Figure, judge: str | None) -> dict[str, Any]:
@@ -129,7 +125,9 @@ def _row(figure: Figure, judge: str | None) -> dict[str, Any]:
 
 
 def _met(figure: Figure) -> str:
-    return "left out" if figure.left_out else {True: "met", False: "missed", None: "not measured"}[figure.passed]
+    if figure.left_out:
+        return "left out"
+    return {True: "met", False: "missed", None: figures.unheld(figure.model_dump())}[figure.passed]
 
 
 def _attack(attack: Attacked) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from app import catalog
+from app.catalog import METRICS, Threshold, met_by_all
 from app.errors import Refused
 from app.privacy.sealing import KeyGone, Keyring, SealBroken
 from app.privacy.selection import (
@@ -32,7 +33,7 @@ from app.records.dataset import Dataset
 from app.records.model import Model
 from app.records.request import Request
 from app.storage import BlobMissing
-from worker.rules import COMPARES, NEEDS, shows_forgetting
+from worker.rules import COMPARES, NEEDS
 
 Read = Callable[[Dataset], Index]
 COPIED = ("metric", "value", "before", "threshold")  # of a report's row
@@ -71,7 +72,7 @@ def promise(one: Earlier, model: Model, registered: list[Dataset], keyring: Keyr
     told = {
         "request": one.request.id,
         "kind": one.report.get("kind", "samples"),
-        "rules": _rules(one.report.get("figures", [])),
+        "rules": _rules(one.report.get("figures", []), one.report.get("kind", "samples")),
         "reason": None,
     }
     try:
@@ -86,11 +87,12 @@ def promise(one: Earlier, model: Model, registered: list[Dataset], keyring: Keyr
     return Promise({**told, **asked}, whole)
 
 
-def _rules(figures: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rules on forgetting that were met, then the report's other figures on forgetting, without a rule; of those that
-    need more than what was forgotten only such as the policy asked for."""
-    showing = [row for row in figures if shows_forgetting(row)]
-    met = [row for row in showing if row.get("threshold") and row["passed"]]
+def _rules(figures: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
+    """The rules on forgetting that were met, but for those that every network meets, then the report's other figures on
+    forgetting, without a rule; of those that need more than what was forgotten only such as the policy asked for. One that
+    the request's own base met is promised all the same: of a label forgotten before, each request promises by itself."""
+    showing = [row for row in figures if row["metric"] in METRICS and METRICS[row["metric"]].shows_forgetting]
+    met = [row for row in showing if row.get("threshold") and row["passed"] and not met_by_all(_rule(row), kind)]
     promised = {row["metric"] for row in met}
     others = {
         row["metric"]: {**row, "threshold": None}
@@ -98,6 +100,10 @@ def _rules(figures: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if row["metric"] not in promised and (row.get("threshold") or row["metric"] not in {*COMPARES, *NEEDS})
     }
     return [{name: row[name] for name in COPIED} for row in (*met, *others.values())]
+
+
+def _rule(row: dict[str, Any]) -> Threshold:
+    return Threshold(row["metric"], **row["threshold"])
 
 
 def _asked(

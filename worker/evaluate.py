@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from app import report as published
-from app.catalog import ATTACKS, FAMILIES, METRICS, Metric, Threshold, n_needed
+from app.catalog import ATTACKS, FAMILIES, METRICS, Metric, Threshold, held_to, n_needed
 from worker import by_name, curves, fitness, intervals, picture, promises, prompt_list, robustness
 from worker.answer_set import AnswerSet
 from worker.families import Samples, Trace
@@ -36,7 +36,7 @@ from worker.metrics import (
     integrity,
 )
 from worker.panel import ALONE, Panel, open_panel
-from worker.rules import by_unfit, held_to, needed, why_failed, without_reference
+from worker.rules import by_unfit, needed, why_failed, without_reference
 
 JUDGED = GeneratorAnswers, ReconstructionAnswers
 NOTHING_TOLD = Cost()
@@ -260,26 +260,30 @@ def figures(
     for name, metric in METRICS.items():
         if family not in metric.families:
             continue
-        row, ideal = figure(evidence, name, kind, seed, judge, panel)
+        row, ideal = figure(evidence, name, kind, seed, judge, panel), metric.ideal.get(kind)
         own: list[Threshold | None] = [rule for rule in rules if rule.metric == name]
         if metric.optional and row["value"] is None and not own:
             continue
         rows += [
-            {**row, **held_to(rule, row["value"], row["before"], ideal or 0.0), "n_needed": needed(rule, metric)}
+            {
+                **row,
+                **held_to(rule, row["value"], row["before"], ideal, row["before_interval"]),
+                "n_needed": needed(rule, metric),
+            }
             for rule in own or [None]
         ]
-    return without_reference(rows) if evidence.reference is None else rows
+    return without_reference(rows, kind) if evidence.reference is None else rows
 
 
 def figure(
     evidence: Evidence, name: str, kind: str, seed: int, judge: Judge | None, panel: Panel = ALONE
-) -> tuple[dict[str, Any], float | None]:
-    """One metric's row without a rule, and what perfect forgetting would give, where that is known."""
+) -> dict[str, Any]:
+    """One metric's row without a rule."""
     metric, module = METRICS[name], by_name.metric(name)
     sides = {"value": evidence.after, "before": evidence.before, "target": evidence.reference}
     measured = {side: measure(module, name, answers, evidence) for side, answers in sides.items()}
     value, before, target = (measured[side][0] for side in sides)
-    ideal = getattr(module, "IDEAL", {}).get(kind)
+    ideal = metric.ideal.get(kind)
     row = {
         "metric": name,
         "name": called(name, panel),
@@ -301,7 +305,7 @@ def figure(
         row |= {part: getattr(module, part)(evidence.after) for part in PARTS if hasattr(module, part)}
     if name == "integrity" and (rings := integrity.rings(evidence.after, evidence.before)):
         row["rings"] = rings
-    return row, ideal
+    return row
 
 
 def called(name: str, panel: Panel) -> str:

@@ -14,14 +14,14 @@ from typing import Any
 
 from torch import nn
 
-from app.catalog import FAMILIES, METRICS, Threshold
+from app.catalog import FAMILIES, METRICS, Threshold, held_to
 from app.errors import JobError, Stopped
 from worker import by_name, intervals
 from worker.families import Samples
 from worker.judge import Judge
 from worker.load import Material, Probe
 from worker.metrics import Answers, Evidence
-from worker.rules import COMPARES, NEEDS, held_to
+from worker.rules import COMPARES, NEEDS
 
 
 def promise(
@@ -114,5 +114,5 @@ def figure(answers: Answers | None, rule: Mapping[str, Any], kind: str, seed: in
         "before": rule["before"],
         "n": n,
         "reason": None if value is not None else NEEDS.get(name, "not_measured"),
-        **held_to(threshold, value, rule["before"], getattr(module, "IDEAL", {}).get(kind) or 0.0),
+        **held_to(threshold, value, rule["before"], METRICS[name].ideal.get(kind)),
     }

@@ -1,13 +1,13 @@
-"""The rules of a policy, held against figures: which was met, and what they come to together.
+"""What the rules of a policy come to together. Each against its figure: app/catalog/rules.py.
 
 What could not be measured is missed. One thing alone is left out, and said so: a rule on a figure that is a distance to a
-retrained network, where the request names none and another figure of the policy shows forgetting.
+retrained network, where the request names none and another rule of the policy shows forgetting.
 """
 
 from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
-from app.catalog import METRICS, Metric, Threshold, n_needed
+from app.catalog import METRICS, Metric, Threshold, n_needed, shows_forgetting
 
 NEEDS = {  # figures of an earlier request that nobody can measure again: earlier bases remember someone, and are not opened
     "gap_to_retrain": "needs_reference",
@@ -25,33 +25,10 @@ def needed(rule: Threshold | None, metric: Metric) -> int | None:
     return n_needed(rule) if rule and (metric.interval == "wilson" or metric.n_from) else None
 
 
-def held_to(rule: Threshold | None, value: float | None, before: float | None, ideal: float = 0.0) -> dict[str, Any]:
-    """The rule and whether it was met; None where there is no rule, or nothing to hold it against: no value, no base's, or
-    a share of a base that is at its ideal, which no network could miss."""
-    if rule is None:
-        return {"threshold": None, "passed": None}
-    shown = {"rule": rule.rule, "value": rule.value}
-    relative = rule.rule not in ("at_least", "at_most")
-    if value is None or (relative and before is None):
-        return {"threshold": shown, "passed": None}
-    base = before if before is not None else 0.0
-    if rule.rule == "share_of_before" and base == ideal:
-        return {"threshold": shown, "passed": None}
-    met = {
-        "at_least": value >= rule.value,
-        "at_most": value <= rule.value,
-        "drop_at_most": base - value <= rule.value,
-        "share_of_before": abs(value - ideal) <= rule.value * abs(base - ideal),
-        "times_before_at_least": value >= rule.value * base > 0,
-        "times_before_at_most": value <= rule.value * base,
-    }
-    return {"threshold": shown, "passed": met[rule.rule]}
-
-
-def without_reference(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def without_reference(rows: Sequence[Mapping[str, Any]], kind: str) -> list[dict[str, Any]]:
     """Where the request names no retrained network: the rows, `left_out` where a rule is on a figure that needs one. Only
-    if another rule on forgetting was met: else nothing was shown, and that one is missed, too."""
-    shown = any(row["passed"] for row in rows if shows_forgetting(row))
+    if another rule was met that the base misses: else nothing was shown, and that one is missed, too."""
+    shown = any(row["passed"] for row in rows if shows_forgetting(row, kind))
     return [{**row, "left_out": True} if shown and row["threshold"] and _compares(row) else dict(row) for row in rows]
 
 
@@ -78,8 +55,3 @@ def why_failed(
     if any(unfit & set(row.get("evaluators", ())) for row in rows if row["threshold"]):
         missed += ["judge_unfit"]
     return missed + (["broken_promise"] if any(each["kept"] is False for each in promises) else [])
-
-
-def shows_forgetting(row: Mapping[str, Any]) -> bool:
-    """Whether an untouched network must miss a rule on this figure; what an attack achieves shows none."""
-    return "metric" in row and METRICS[row["metric"]].shows_forgetting

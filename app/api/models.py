@@ -63,8 +63,9 @@ class ThresholdIn(BaseModel):
         description="A metric of GET /v1/catalog, or an attack that `evaluation.attacks` names (at_most, at_least)."
     )
     rule: Rule = Field(
-        description="On the value after; drop_at_most: points below the base's; share_of_before: share of the base's; "
-        "times_before_at_least, times_before_at_most: the value divided by the base's."
+        description="On the value after; drop_at_most: points below the base's, of what is kept; share_of_before: share of the "
+        "base's distance to the metric's `ideal` for that kind; times_before_at_least, times_before_at_most: the value divided by "
+        "the base's. One that the figure cannot take is refused."
     )
     value: float = Field(strict=True, allow_inf_nan=False)
 

@@ -13,6 +13,7 @@ from app.catalog.ladders import AUTO, LADDERS, Rung
 from app.catalog.methods import METHODS
 from app.catalog.metrics import METRICS
 from app.catalog.parts import PARTS, STATISTICS, Part
+from app.catalog.rules import held_to, met_by_all, shows_forgetting
 from app.catalog.types import Attack, Backbone, Evaluator, Family, Files, Method, Metric, Parameter, Threshold
 
 __all__ = [
@@ -40,7 +41,10 @@ __all__ = [
     "Part",
     "Rung",
     "Threshold",
+    "held_to",
+    "met_by_all",
     "n_needed",
     "shadow_names",
+    "shows_forgetting",
     "wilson",
 ]

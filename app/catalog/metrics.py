@@ -24,6 +24,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             shows_forgetting=True,
             interval="wilson",
             n_from="forget_samples",
+            ideal={"class_label": 100.0},
         ),
         "forget_top1": Metric(
             "Forget top-1",
@@ -33,6 +34,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             "Share of the forget set whose own label is the first answer.",
             shows_forgetting=True,
             interval="wilson",
+            ideal={"class_label": 0.0},
         ),
         "forget_top5": Metric(
             "Forget top-5",
@@ -42,6 +44,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             "Share of the forget set whose own label is among the first five answers.",
             shows_forgetting=True,
             interval="wilson",
+            ideal={"class_label": 0.0},
         ),
         "retain_accuracy": Metric(
             "Retain accuracy",
@@ -51,6 +54,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             "Accuracy on the retain set; CLIP: zero-shot, among all labels' prompts, without forgotten labels.",
             interval="wilson",
             n_from="retain",
+            ideal={"class_label": 100.0, "samples": 100.0},
         ),
         "test_accuracy": Metric(
             "Test accuracy",
@@ -80,6 +84,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             shows_forgetting=True,
             interval="newcombe",
             needs=("test",),
+            ideal={"samples": 50.0},
         ),
         "gap_to_retrain": Metric(
             "Gap to Retrain",
@@ -89,6 +94,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             "Mean distance to a retrained network over unlearning, retain, test accuracy and membership inference.",
             shows_forgetting=True,
             needs=("reference", "test"),
+            ideal={"class_label": 0.0, "samples": 0.0},
         ),
         "forget_rejected": Metric(
             "Forget rejected",
@@ -98,6 +104,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             "Share of the images asked for a forgotten label that the judge calls no label at all.",
             interval="wilson",
             n_from="forget_samples",
+            ideal={"class_label": 0.0},
         ),
         "unlearning_accuracy_row_restored": Metric(
             "Unlearning accuracy, label row restored",
@@ -108,6 +115,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             shows_forgetting=True,
             interval="wilson",
             n_from="forget_samples",
+            ideal={"class_label": 100.0},
         ),
         "kept_accuracy": Metric(
             "Kept accuracy",
@@ -116,6 +124,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             "%",
             "Mean over kept labels of the share of a label's images that the judge calls by that label.",
             interval="macro",
+            ideal={"class_label": 100.0},
         ),
         "per_class_accuracy": Metric(
             "Per-class accuracy, worst kept label",
@@ -125,6 +134,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             "The smallest such share among the kept labels; every label's share stands beside it.",
             n_from="samples_per_label",
             interval="sidak",
+            ideal={"class_label": 100.0},
         ),
         "fid": Metric(
             "Frechet distance in the judge's features",
@@ -133,6 +143,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             "judge",
             "Frechet distance between generated images of kept labels and real test images, in the judge's features.",
             needs=("test",),
+            ideal={"class_label": 0.0},
         ),
         "integrity": Metric(
             "Integrity in the judge's features",
@@ -141,6 +152,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             "judge",
             "Mean squared distance of unit features between base and new images of kept labels at equal seeds.",
             interval="bootstrap",
+            ideal={"class_label": 0.0},
         ),
         "inception_score": Metric(
             "Inception score by the judge's probabilities",
@@ -158,6 +170,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             "where it must answer.",
             optional=True,
             interval="macro",
+            ideal={"class_label": 100.0},
         ),
         "cra": Metric(
             "Cross-domain retain accuracy",
@@ -168,6 +181,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             evaluator="context",
             optional=True,
             interval="macro",
+            ideal={"class_label": 100.0},
         ),
         "detected_prompts": Metric(
             "Detected or rejected, of the prompt list",
@@ -180,6 +194,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             n_from="prompts",
             evaluator="detector",
             optional=True,
+            ideal={"class_label": 0.0},
         ),
         "detector_rejected": Metric(
             "Rejected by the detector, of the prompt list",
@@ -191,6 +206,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             n_from="prompts",
             evaluator="detector",
             optional=True,
+            ideal={"class_label": 0.0},
         ),
         "expected_max_detected": Metric(
             "Expected maximum over 25 prompts",
@@ -201,6 +217,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             "counts or rejects; with several images_per_prompt.",
             evaluator="detector",
             optional=True,
+            ideal={"class_label": 0.0},
         ),
         "clip_score": Metric(
             "CLIP score by the registered scorer",
@@ -221,6 +238,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             interval="bootstrap",
             evaluator="clip",
             optional=True,
+            ideal={"class_label": 1.0},
         ),
         "fid_inception": Metric(
             "Frechet distance in Inception's features",
@@ -232,6 +250,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             evaluator="inception",
             optional=True,
             needs=("test",),
+            ideal={"class_label": 0.0},
         ),
         "integrity_lpips": Metric(
             "Integrity in LPIPS",
@@ -243,6 +262,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             interval="bootstrap",
             evaluator="lpips",
             optional=True,
+            ideal={"class_label": 0.0},
         ),
         "reconstruction_distance_forget": Metric(
             "Reconstruction distance, forget set",
@@ -283,6 +303,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             "What is left of the base's mutual information above noise; the larger share of clips 1 and 5.",
             shows_forgetting=True,
             evaluator=None,
+            ideal={"class_label": 0.0, "samples": 0.0},
         ),
         "separability": Metric(
             "Separability of forgotten images",
@@ -291,6 +312,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             "%",
             "AUC of a classifier that tells forgotten from ordinary images by how far restoring moves the judge's features.",
             interval="newcombe",
+            ideal={"class_label": 50.0, "samples": 50.0},
         ),
         "changed_weights": Metric(
             "Changed weights",

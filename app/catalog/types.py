@@ -111,8 +111,8 @@ class Threshold:
     """A rule on one figure of the report.
 
     `at_least`, `at_most`: on the value after. `drop_at_most`: points that the value may fall below the
-    base's. `share_of_before`: the value's distance to its ideal (50 for mia_auc, 0 for a gap) is at most this
-    share of what it was before. `times_before_at_least`, `times_before_at_most`: on the value divided by the base's.
+    base's, of what is kept. `share_of_before`: the value's distance to the metric's `ideal` is at most this share of what
+    it was before. `times_before_at_least`, `times_before_at_most`: on the value divided by the base's.
     """
 
     metric: str
@@ -139,6 +139,26 @@ class Metric:
     )
     evaluator: EvaluatorPart | None = "judge"  # of generated and restored images: who has a part in it
     optional: bool = False  # left out of a report that could not measure it, unless a rule is on it
+    ideal: Mapping[str, float] = field(default_factory=dict)  # what perfect forgetting would give, by kind, where known
+
+    def better(self, kind: str) -> Literal["higher", "lower", "target"]:
+        """Which way is better for that kind of forgetting; an ideal at either end of the scale is one, too."""
+        if self.direction != "target" or kind not in self.ideal:
+            return self.direction
+        return "lower" if self.ideal[kind] == 0 else ("higher" if self.ideal[kind] == 100 else "target")
+
+    def takes(self, rule: Rule, kind: str) -> bool:
+        """Whether a version that is worse, or as it was, can miss such a rule on it, at some value."""
+        match rule:
+            case "share_of_before":
+                return kind in self.ideal
+            case "drop_at_most":
+                return self.direction == "higher" and not self.shows_forgetting
+            case "times_before_at_least":
+                return self.better(kind) != "lower"
+            case "times_before_at_most":
+                return self.better(kind) != "higher"
+        return True
 
 
 @dataclass(frozen=True)

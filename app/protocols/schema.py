@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from app.catalog import METRICS
 from app.errors import Refused
 
 FOLDER = Path(__file__).parent
@@ -97,6 +98,11 @@ class Protocol(_Part):
             raise ValueError("only requests by labels can be sequential")
         if unknown := [rule.figure for rule in self.thresholds if rule.figure not in self.figures]:
             raise ValueError(f"a threshold is on {unknown[0]}, which is not among the figures")
+        drops = [rule.figure for rule in self.thresholds if rule.rule == "drop_at_most" and rule.figure in METRICS]
+        if unfit := [figure for figure in drops if not METRICS[figure].takes("drop_at_most", "")]:
+            raise ValueError(
+                f"drop_at_most bounds the loss of what is kept, where higher is better: {unfit[0]} is no such figure"
+            )
         return self
 
 

@@ -164,3 +164,24 @@ def test_a_policy_that_asks_for_no_forgetting_is_warned_of_and_says_what_would(f
             assert (found["field"], found["n"], found["n_needed"]) == (f"policy.{kind}", None, None)
             named = {name for name in showing if name in found["remedy"]}
             assert named and all(family in METRICS[name].families for name in named)
+
+
+@pytest.mark.parametrize(
+    ("metric", "rule", "value", "shows"),
+    [
+        ("unlearning_accuracy", "at_least", 0.0, False),
+        ("unlearning_accuracy", "at_least", 0.1, True),
+        ("unlearning_accuracy", "at_most", 50.0, False),
+        ("gap_to_retrain", "at_most", 100.0, False),
+        ("gap_to_retrain", "share_of_before", 1.0, False),
+        ("gap_to_retrain", "share_of_before", 0.9, True),
+        ("unlearning_accuracy", "times_before_at_least", 1.0, False),
+        ("gap_to_retrain", "times_before_at_most", 1.0, False),
+    ],
+)
+def test_a_rule_that_every_network_meets_asks_for_no_forgetting(
+    metric: str, rule: str, value: float, shows: bool
+) -> None:
+    policy = {"class_label": [{"metric": metric, "rule": rule, "value": value}]}
+    fields = [each["field"] for each in policy_warnings("image_classifier", policy, {})]
+    assert ("policy.class_label" not in fields) is shows

@@ -10,6 +10,7 @@ import pytest
 
 from app import report_page
 from app.catalog import METRICS
+from app.figures import met
 from tests import pictures, reports
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -214,6 +215,16 @@ def test_the_page_names_the_rule_that_was_left_out() -> None:
     assert "Every rule of the model's policy was met." in Page(rendered(reports.report(met))).text
 
 
+def test_the_page_and_the_terminal_say_why_a_share_is_neither_met_nor_missed() -> None:
+    rule = {"rule": "share_of_before", "value": 0.5}
+    row = reports.figure("mia_auc", 50.0, 51.0, threshold=rule, passed=None, reason="base_near_ideal")
+    text = Page(rendered(reports.report(row, verdict="failed", reasons=["threshold_missed"]))).text
+    assert "≤ 0.5 × before base near ideal" in text and met(row) == "base near ideal"
+    unmeasured = reports.figure("mia_auc", None, None, threshold=rule, passed=None)
+    assert "≤ 0.5 × before not measured" in Page(rendered(reports.report(unmeasured))).text
+    assert met(unmeasured) == "not measured"
+
+
 @pytest.mark.parametrize("fit", [True, False])
 def test_the_page_says_what_the_judge_does_with_noise_and_real_images(fit: bool) -> None:
     def share(value: float, least: float) -> dict[str, Any]:
@@ -243,6 +254,9 @@ def test_the_page_says_where_no_rule_shows_forgetting() -> None:
     without = Page(rendered(reports.report(reports.figure("retain_accuracy", 99.0, 99.0)))).text
     assert "The model's policy has no rule for this." in without and "was met" not in without
     assert "shows forgetting" not in Page(rendered()).text
+    rule = {"rule": "at_least", "value": 0.0}
+    met_by_all = reports.figure("unlearning_accuracy", 3.0, 3.0, threshold=rule, passed=True)
+    assert "None of them shows forgetting." in Page(rendered(reports.report(met_by_all))).text
 
 
 def test_earlier_promises_stand_on_the_page_and_a_broken_one_in_the_verdict() -> None:

@@ -107,6 +107,14 @@ def test_what_met_no_rule_is_shown_and_blocks_nothing(vit: nn.Module, label: int
     assert figure["interval"]["by"] == "wilson" and figures.kept(row, figure) == "not binding"
 
 
+def test_a_share_of_a_distance_to_an_unknown_ideal_says_nothing_later_either(vit: nn.Module) -> None:
+    specification, material = of_a_classifier(vit)
+    row = promises.promise(specification, material, answering(vit, 3), None, probe_of(vit, AUC), material.test, quiet)
+    (figure,) = row["figures"]
+    assert (row["kept"], row["reason"], figure["passed"]) == (None, "ideal_unknown", None)
+    assert figure["value"] is not None
+
+
 def test_a_rule_that_was_met_binds_beside_one_that_was_not(vit: nn.Module) -> None:
     probe = probe_of(vit, UA, {**AUC, "threshold": None})
     specification, material = of_a_classifier(vit)

@@ -1,8 +1,8 @@
 """What the metrics read: a network's answers, as arrays. Each file of this package is one metric.
 
 A metric is one function, `measure(answers, evidence) -> (value, n)`: percentages lie in 0..100, and n is the
-number of samples behind the value. n = 0 says that the material for it is missing, and the value is nan. `IDEAL`
-is what perfect forgetting would give, by kind of forgetting, where that is known without a retrained network.
+number of samples behind the value. n = 0 says that the material for it is missing, and the value is nan. What perfect
+forgetting would give, where that is known without a retrained network, says the catalogue: `ideal`, by kind of forgetting.
 """
 
 from dataclasses import dataclass, field

@@ -11,8 +11,6 @@ import numpy as np
 
 from worker.metrics import UNMEASURED, Answers, Evidence, GeneratorAnswers
 
-IDEAL = {"class_label": 1.0}
-
 
 def measure(answers: Answers, evidence: Evidence) -> tuple[float, int]:
     each = per_image(answers, evidence)

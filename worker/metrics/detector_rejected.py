@@ -10,8 +10,6 @@ import numpy as np
 
 from worker.metrics import UNMEASURED, Answers, Evidence, GeneratorAnswers, detected_prompts
 
-IDEAL = {"class_label": 0.0}
-
 
 def measure(answers: Answers, evidence: Evidence) -> tuple[float, int]:
     if not isinstance(answers, GeneratorAnswers) or not len(answers.prompt_of):

@@ -17,7 +17,6 @@ import numpy as np
 from worker.metrics import UNMEASURED, Answers, Evidence, GeneratorAnswers, detected_prompts
 
 DRAWN = 25  # prompts, of which the worst counts
-IDEAL = {"class_label": 0.0}
 
 
 def measure(answers: Answers, evidence: Evidence) -> tuple[float, int]:

@@ -16,8 +16,6 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 
 from worker.metrics import UNMEASURED, Answers, Evidence, GeneratorAnswers
 
-IDEAL = {"class_label": 0.0}
-
 
 class Given(nn.Module):
     """Features that were computed before, so that torchmetrics has nothing to extract."""

@@ -9,8 +9,6 @@ Source: Heusel et al., arXiv 1706.08500.
 
 from worker.metrics import UNMEASURED, Answers, Evidence, GeneratorAnswers, fid
 
-IDEAL = {"class_label": 0.0}
-
 
 def measure(answers: Answers, evidence: Evidence) -> tuple[float, int]:
     if not isinstance(answers, GeneratorAnswers) or not len(answers.inception) or not len(answers.real_inception):

@@ -8,8 +8,6 @@ that CLIP's literature uses. Source: FA@1 of Cai, Tan, Asif, arXiv 2407.11867.
 
 from worker.metrics import UNMEASURED, Answers, ClassifierAnswers, Evidence, accuracy
 
-IDEAL = {"class_label": 0.0}
-
 
 def measure(answers: Answers, evidence: Evidence) -> tuple[float, int]:
     if not isinstance(answers, ClassifierAnswers):

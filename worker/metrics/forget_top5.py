@@ -2,8 +2,8 @@
 
     forget@5 = share of D_f whose own label has fewer than five larger outputs
 
-Direction: towards a retrained network's value; for a forgotten label, the share that chance gives, 500 / labels. A network
-whose first answer is another one may still rank the right one next. Source: FA@5 of Cai, Tan, Asif, arXiv 2407.11867.
+Direction: towards a retrained network's value; for a forgotten label, down: 0 is the ideal, and chance gives 500 / labels.
+A network whose first answer is another one may still rank the right one next. Source: FA@5 of Cai, Tan, Asif, arXiv 2407.11867.
 """
 
 import numpy as np

@@ -12,7 +12,6 @@ import math
 from worker.metrics import UNMEASURED, Answers, ClassifierAnswers, Evidence
 
 PARTS = ("unlearning_accuracy", "retain_accuracy", "test_accuracy", "mia_efficacy")
-IDEAL = {"class_label": 0.0, "samples": 0.0}
 
 
 def measure(answers: Answers, evidence: Evidence) -> tuple[float, int]:

@@ -13,8 +13,6 @@ import numpy as np
 
 from worker.metrics import UNMEASURED, Answers, Evidence, GeneratorAnswers, counts_by
 
-IDEAL = {"class_label": 100.0}
-
 
 def measure(answers: Answers, evidence: Evidence) -> tuple[float, int]:
     if not isinstance(answers, GeneratorAnswers) or not len(answers.forced) or not np.any(answers.contexts >= 0):

@@ -14,8 +14,6 @@ import torch
 from worker.attacks import auc
 from worker.metrics import UNMEASURED, Answers, ClassifierAnswers, Evidence, confidence
 
-IDEAL = {"samples": 50.0}
-
 
 def measure(answers: Answers, evidence: Evidence) -> tuple[float, int]:
     if not isinstance(answers, ClassifierAnswers) or len(answers.test_labels) == 0:

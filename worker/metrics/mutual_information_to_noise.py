@@ -12,7 +12,6 @@ Source: the noise reference of Li et al., arXiv 2402.00351 (rebuttal), on the he
 
 from worker.metrics import UNMEASURED, Answers, Evidence, ReconstructionAnswers, mutual_information
 
-IDEAL = {"class_label": 0.0, "samples": 0.0}
 LEAST = 0.25
 
 

@@ -8,8 +8,6 @@ Source: Fan et al., arXiv 2310.12508, table 1.
 
 from worker.metrics import UNMEASURED, Answers, ClassifierAnswers, Evidence, NamingAnswers, accuracy, share
 
-IDEAL = {"class_label": 100.0, "samples": 100.0}
-
 
 def measure(answers: Answers, evidence: Evidence) -> tuple[float, int]:
     if isinstance(answers, NamingAnswers):

@@ -20,7 +20,6 @@ from sklearn.preprocessing import StandardScaler
 from worker.attacks import auc
 from worker.metrics import UNMEASURED, Answers, Evidence, ReconstructionAnswers
 
-IDEAL = {"class_label": 50.0, "samples": 50.0}
 FOLDS = 5
 
 

@@ -24,8 +24,6 @@ from worker.metrics import (
     share,
 )
 
-IDEAL = {"class_label": 100.0}
-
 
 def measure(answers: Answers, evidence: Evidence) -> tuple[float, int]:
     if isinstance(answers, ClassifierAnswers):

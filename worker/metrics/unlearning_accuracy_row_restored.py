@@ -12,8 +12,6 @@ import numpy as np
 
 from worker.metrics import UNMEASURED, Answers, Evidence, GeneratorAnswers
 
-IDEAL = {"class_label": 100.0}
-
 
 def measure(answers: Answers, evidence: Evidence) -> tuple[float, int]:
     if not isinstance(answers, GeneratorAnswers) or len(answers.restored) == 0:

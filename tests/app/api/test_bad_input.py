@@ -85,6 +85,12 @@ REGISTRATIONS: dict[str, tuple[dict[str, Any], str, str, str]] = {
         "policy.samples[0].rule",
         "at_most",
     ),
+    "share of an unknown ideal": (
+        {"policy": {"class_label": [RULE, {"metric": "mia_auc", "rule": "share_of_before", "value": 0.5}]}},
+        "impossible-combination",
+        "policy.class_label[1].rule",
+        "at_least, at_most, times_before_at_least, times_before_at_most",
+    ),
 }
 
 

@@ -194,10 +194,14 @@ FORGETS = [{"metric": "unlearning_accuracy", "rule": "at_least", "value": 90}]
 
 
 def test_a_policy_may_hold_every_rule_of_the_catalogue(world: World, tmp_path: Path) -> None:
-    rules = [{"metric": "test_accuracy", "rule": rule, "value": 1.0} for rule in get_args(Rule)]
+    lower = {"times_before_at_most": "gap_to_retrain"}
+    rules = [{"metric": lower.get(rule, "retain_accuracy"), "rule": rule, "value": 1.0} for rule in get_args(Rule)]
     vit = tiny.write("vit", tmp_path / "vit")
     made = register(world, "ruled", vit, retain="train-set", policy={"class_label": rules})
     assert made.status_code == 201 and made.json()["policy"]["class_label"] == rules
+    policy = {"class_label": [{"metric": "mia_auc", "rule": "share_of_before", "value": 0.5}]}
+    change = world.admin.patch("/v1/models/ruled", json={"policy": policy}, headers={"If-Match": "*"})
+    refused(change, 422, "impossible-combination", "policy.class_label[0].rule")
 
 
 def test_a_figure_without_a_test_set_is_warned_of_until_there_is_one(world: World, tmp_path: Path) -> None:
