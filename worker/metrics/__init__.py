@@ -8,6 +8,7 @@ forgetting would give, where that is known without a retrained network, says the
 from dataclasses import dataclass, field
 
 import numpy as np
+from scipy.stats import rankdata
 
 UNMEASURED = (float("nan"), 0)
 
@@ -154,3 +155,9 @@ def confidence(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """The probability that each row gives to its true label, (n,)."""
     chosen: np.ndarray = probabilities[np.arange(len(labels)), labels]
     return chosen
+
+
+def auc(ones: np.ndarray, others: np.ndarray) -> float:
+    """P(a score of the ones > a score of the others) + half of the ties, 0..1: the Mann-Whitney statistic over all pairs."""
+    n, m = len(ones), len(others)
+    return float((rankdata(np.concatenate([ones, others]))[:n].sum() - n * (n + 1) / 2) / (n * m))

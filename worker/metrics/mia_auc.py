@@ -9,10 +9,7 @@ unusually unsure, which tells an attacker just as much (gradient ascent does tha
 Source: the area under the ROC curve as the Mann-Whitney statistic.
 """
 
-import torch
-
-from worker.attacks import auc
-from worker.metrics import UNMEASURED, Answers, ClassifierAnswers, Evidence, confidence
+from worker.metrics import UNMEASURED, Answers, ClassifierAnswers, Evidence, auc, confidence
 
 
 def measure(answers: Answers, evidence: Evidence) -> tuple[float, int]:
@@ -20,7 +17,7 @@ def measure(answers: Answers, evidence: Evidence) -> tuple[float, int]:
         return UNMEASURED
     forget = confidence(answers.forget, answers.forget_labels)
     unseen = confidence(answers.test, answers.test_labels)
-    return 100.0 * auc(torch.from_numpy(forget), torch.from_numpy(unseen)), len(forget)
+    return 100.0 * auc(forget, unseen), len(forget)
 
 
 def sizes(answers: ClassifierAnswers) -> tuple[int, int]:

@@ -11,14 +11,12 @@ other, so its value is the mark. Source: the area under the ROC curve as the Man
 """
 
 import numpy as np
-import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from worker.attacks import auc
-from worker.metrics import UNMEASURED, Answers, Evidence, ReconstructionAnswers
+from worker.metrics import UNMEASURED, Answers, Evidence, ReconstructionAnswers, auc
 
 FOLDS = 5
 
@@ -51,4 +49,4 @@ def area(forgotten: np.ndarray, others: np.ndarray) -> float:
     attacker = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=1000))
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
     scores = cross_val_predict(attacker, rows, truth, cv=folds, method="decision_function")
-    return 100.0 * auc(*torch.from_numpy(scores).split([len(forgotten), len(others)]))
+    return 100.0 * auc(*np.split(scores, [len(forgotten)]))
