@@ -1,9 +1,9 @@
 # Two commands for a newcomer: `make demo` and `make test`. Both set everything up themselves.
 PYTHON ?= python3.11
 BIN := .venv/bin
-# One thread to each network: two threads beside a busy core wait for each other. Contracts go to a core by the file; long
-# tests one by one, in the files' order as far as it goes.
-SPREAD := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist
+# One thread to each network: two threads beside a busy core wait for each other. Contracts go to a process by the file, to one
+# more than two cores hold, since many of them wait; long tests one by one, in the files' order as far as it goes.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .PHONY: demo test verify gpu bench lint format clean
@@ -12,10 +12,10 @@ demo: .venv/worker  ## train on real digits, forget through the REST API, show w
 	$(BIN)/python -m demo
 
 test: .venv/test lint  ## contracts on tiny networks, real Postgres and Redis; what CI runs
-	$(SPREAD) loadfile
+	$(PYTEST) --numprocesses 3 --dist loadfile
 
 verify: .venv/test  ## everything that trains or takes long
-	$(SPREAD) worksteal -m verify
+	$(PYTEST) --numprocesses auto --maxprocesses 4 --dist worksteal -m verify
 
 gpu: .venv/test  ## what needs an accelerator
 	$(BIN)/python -m pytest -m gpu

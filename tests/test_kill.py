@@ -22,7 +22,6 @@ from tests.running import Running, open_deployment, until
 STAGES = ("loading", "unlearning", "evaluating", "registering")
 VICTIMS = ("runner", "worker", "server")
 SHORT = {
-    ("embedded", "runner", "unlearning"),
     ("embedded", "worker", "registering"),
     ("production", "worker", "evaluating"),
 }
