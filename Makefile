@@ -1,8 +1,8 @@
 # Two commands for a newcomer: `make demo` and `make test`. Both set everything up themselves.
 PYTHON ?= python3.11
 BIN := .venv/bin
-# One thread to each network: two threads beside a busy core wait for each other. Contracts go to a process by the file, to one
-# more than two cores hold, since many of them wait; long tests one by one, in the files' order as far as it goes.
+# One thread to each network: two threads beside a busy core wait for each other. Contracts go by the file to three
+# processes, so that two cores are busy while one waits; long tests one by one, in the files' order as far as it goes.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
