@@ -60,7 +60,7 @@ def test_the_gap_is_the_mean_of_its_four_parts(report: dict[str, Any]) -> None:
     figures = report["figures"]
     parts = ("unlearning_accuracy", "retain_accuracy", "test_accuracy", "mia_efficacy")
     distances = [abs(figures[f"classifier.{part}"] - figures[f"classifier.{part}_retrained"]) for part in parts]
-    assert sum(distances) / 4 <= figures["classifier.gap_to_retrain"] + 1e-6
+    assert sum(distances) / 4 <= figures["classifier.gap_to_retrain"] + 2e-4  # each is rounded to four places
 
 
 def test_directories_open_and_half_of_the_weights_stayed(report: dict[str, Any]) -> None:
