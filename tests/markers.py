@@ -111,9 +111,9 @@ def _of_image(content: bytes) -> dict[str, bytes]:
 def _spellings(plain: bytes) -> Iterator[tuple[str, bytes]]:
     yield "", plain
     yield " in hex", plain.hex().encode()
-    for shift in range(3):  # as a part of something longer: without the letters that neighbours decide, too
-        text = base64.b64encode(bytes(shift) + plain)
-        whole = text[4 if shift else 0 : len(text) - 4]
+    for shift in range(3):  # as a part of something longer: without the letters that neighbours decide, too, and no more
+        text, left = base64.b64encode(bytes(shift) + plain), (shift + len(plain)) % 3
+        whole = text[shift + 1 if shift else 0 : len(text) - (4 - left if left else 0)]
         yield f" in base64, {shift}", whole
         if whole != whole.translate(bytes.maketrans(b"+/", b"-_")):
             yield f" in base64 for URLs, {shift}", whole.translate(bytes.maketrans(b"+/", b"-_"))
