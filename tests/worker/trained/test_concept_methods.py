@@ -78,7 +78,7 @@ def test_overwrite_keeps_a_neighbour_that_it_loses_without_the_help_term(base: A
         (uce, {"guide": "next"}),
         (esd, {"steps": 150, "batch_size": 4, "learning_rate": 1e-4, "sampling_steps": 10}),
         (overwrite, TRAINED | {"train": "cross_attention"}),
-        (saddle, {"steps": 120, "batch_size": 8, "learning_rate": 5e-4, "beta": 3.0, "train": "cross_attention"}),
+        (saddle, {"steps": 120, "batch_size": 8, "learning_rate": 5e-4, "beta": 10.0, "train": "cross_attention"}),
     ],
     ids=["uce", "esd", "overwrite", "saddle"],
 )
