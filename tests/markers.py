@@ -111,7 +111,7 @@ def _of_image(content: bytes) -> dict[str, bytes]:
 def _spellings(plain: bytes) -> Iterator[tuple[str, bytes]]:
     yield "", plain
     yield " in hex", plain.hex().encode()
-    for shift in range(3):  # as a part of something longer: without the letters that neighbours decide, too, and no more
+    for shift in range(3):  # as a part of something longer: without the letters that neighbours decide
         text, left = base64.b64encode(bytes(shift) + plain), (shift + len(plain)) % 3
         whole = text[shift + 1 if shift else 0 : len(text) - (4 - left if left else 0)]
         yield f" in base64, {shift}", whole
