@@ -82,11 +82,7 @@ def register(
     )
     with store.write() as session:
         jobs.write_as_holder(session, lease.job_id, lease.token, unlearning_seconds=result["unlearning_seconds"])
-        details = {"verdict": result["report"]["verdict"]}
-        reasons = result["report"].get("reasons", ())
-        why = next((each for each in ("broken_promise", "judge_unfit") if each in reasons), "threshold_missed")
-        climbs = "judge_unfit" not in reasons  # a judge is no fitter for another recipe
-        jobs.succeed(session, lease.job_id, lease.token, lease.worker, passed, details, why, climbs)
+        _succeed(session, lease, result["report"])
         checkpoints.add(session, checkpoint, lease.worker)
         if passed:
             checkpoints.supersede_before(session, checkpoint, lease.worker)
@@ -95,6 +91,15 @@ def register(
             held_tombstones.hold(session, checkpoint.id, specification.fingerprints)
         checkpoints.keep_answers(session, answers)  # the new version's, and any that was superseded meanwhile: it goes
         intents.fulfil(session, [*names.values(), *pictures.values(), *own])
+
+
+def _succeed(session: Session, lease: Lease, report: dict[str, Any]) -> None:
+    """The job; of its request what the verdict says."""
+    reasons = report.get("reasons", ())
+    why = next((each for each in ("broken_promise", "judge_unfit") if each in reasons), "threshold_missed")
+    climbs = "judge_unfit" not in reasons  # a judge is no fitter for another recipe
+    passed, details = report["verdict"] == "passed", {"verdict": report["verdict"]}
+    jobs.succeed(session, lease.job_id, lease.token, lease.worker, passed, details, why, climbs)
 
 
 def register_attacks(store: Store, lease: Lease, rows: list[dict[str, Any]]) -> None:
